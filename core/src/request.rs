@@ -1,0 +1,571 @@
+//! What clients ask of a cluster and what they are answered, as plain values. HTTP and JSON stay outside.
+
+use crate::{
+    command::{Idempotency, OnConflict, Operation},
+    config::Configuration,
+    id::{Epoch, LogIndex, MapVersion, ReplicaId, ServerId, ShardId},
+    map::{ClusterMap, ReplicaStage},
+    message::ReplicaStatus,
+    schema::Schema,
+    time::Duration,
+    value::{Key, KeyRange, StoredRow},
+};
+use serde::{Deserialize, Serialize};
+use std::{collections::BTreeMap, sync::Arc};
+use thiserror::Error;
+
+/// What a read must have seen.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Consistency {
+    /// Every write that was acknowledged before the read began, by any client.
+    #[default]
+    Linearizable,
+    /// At least what this client has seen: the log index by shard that its token names.
+    Session(BTreeMap<ShardId, LogIndex>),
+    /// Whatever the replica has applied.
+    Stale,
+}
+
+/// A shard to be made.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct NewShard {
+    /// Its name.
+    pub name: Box<str>,
+    /// Its first key.
+    pub low: i64,
+    /// How many keys it spans. Checked by the machine: at least 1.
+    pub size: i64,
+}
+
+/// A server to be added.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct NewServer {
+    /// Its name, or a template such as `Server[5]` for a free generated one.
+    pub name: Box<str>,
+    /// The names of the shards it shall hold.
+    pub shards: Vec<Box<str>>,
+}
+
+/// A request to a balancer.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Request {
+    /// Sets the cluster up.
+    Init {
+        /// `N` of the request, if it was given.
+        server_count: Option<u64>,
+        /// The columns.
+        schema: Schema,
+        /// The shards.
+        shards: Vec<NewShard>,
+        /// Who holds what; `None`, or a server without shards where others have none either, lets the balancer place three replicas.
+        servers: Option<Vec<NewServer>>,
+        /// The default for writes.
+        on_conflict: Option<OnConflict>,
+        /// Shards are told apart by name, not by key: their ranges may overlap (a standalone server's /config).
+        by_name: bool,
+    },
+    /// The state of the cluster.
+    Status,
+    /// Adds servers and shards.
+    Add {
+        /// `n`.
+        server_count: u64,
+        /// The new shards.
+        new_shards: Vec<NewShard>,
+        /// The new servers; more are generated where `strict` is off.
+        servers: Vec<NewServer>,
+        /// Stage 2 and later: `n` must equal the number of servers given, if any is given.
+        strict: bool,
+    },
+    /// Removes servers.
+    Remove {
+        /// `n`.
+        server_count: u64,
+        /// Names that must go; the balancer chooses the rest.
+        servers: Vec<Box<str>>,
+        /// Whether the last replica of a shard may go.
+        accept_data_loss: bool,
+        /// Stage 1: `n` is capped at the number of servers.
+        capped: bool,
+    },
+    /// Rows of a range, one page.
+    Read {
+        /// The keys. The caller has checked `low <= high`.
+        range: KeyRange,
+        /// The most rows of the page, at least 1.
+        limit: u32,
+        /// What must have been seen.
+        consistency: Consistency,
+    },
+    /// What one replica of a server holds, one page, as it is.
+    ReadServer {
+        /// The server's name.
+        server: Box<str>,
+        /// The shard's name; `None` asks only which shards it holds.
+        shard: Option<Box<str>>,
+        /// The keys.
+        range: KeyRange,
+        /// The most rows.
+        limit: u32,
+    },
+    /// Operations on rows, atomic per shard, in order. A write, an update or a deletion.
+    Write {
+        /// The operations. `on_conflict` is the request's or the cluster's, resolved by [`Request::Write::on_conflict`].
+        operations: Vec<Operation>,
+        /// Overrides the cluster's default for inserts.
+        on_conflict: Option<OnConflict>,
+        /// The client's key.
+        idempotency: Option<Idempotency>,
+    },
+    /// Who leads a shard; `change` moves the primary to another up-to-date replica first.
+    Primary {
+        /// The shard's name.
+        shard: Box<str>,
+        /// Whether to move it.
+        change: bool,
+    },
+    /// Picks a server on the ring by a random request id (/home).
+    PickServer {
+        /// Six digits.
+        request_id: u64,
+    },
+}
+
+/// The answer to a [`Request`].
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Reply {
+    /// To `Init`.
+    Initialised,
+    /// To `Status`.
+    Status(Box<Status>),
+    /// To `Add`.
+    Added {
+        /// Servers now.
+        server_count: u64,
+        /// The names of the new ones, in the order asked.
+        servers: Vec<Box<str>>,
+    },
+    /// To `Remove`.
+    Removed {
+        /// Servers that remain.
+        server_count: u64,
+        /// The names of those that went.
+        servers: Vec<Box<str>>,
+    },
+    /// To `Read`.
+    Rows(Box<Rows>),
+    /// To `ReadServer`.
+    ServerRows {
+        /// The names of the shards it holds, in order.
+        shards: Vec<Box<str>>,
+        /// The page asked for, empty without a shard.
+        rows: Vec<StoredRow>,
+        /// Where to go on.
+        next: Option<Key>,
+    },
+    /// To `Write`.
+    Written(Written),
+    /// To `Primary`.
+    Primary {
+        /// The server that leads; `None` while there is none.
+        server: Option<Box<str>>,
+        /// The epoch of the configuration.
+        epoch: Epoch,
+    },
+    /// To `PickServer`.
+    Server {
+        /// Which.
+        id: ServerId,
+        /// Its name.
+        name: Box<str>,
+        /// Its number.
+        number: u64,
+    },
+    /// It did not work.
+    Failed(RequestError),
+}
+
+/// A page of rows.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Rows {
+    /// The names of the shards whose range meets the request's, in key order.
+    pub shards_queried: Vec<Box<str>>,
+    /// The rows, in key order.
+    pub rows: Vec<StoredRow>,
+    /// The first key of the next page; `None` at the end.
+    pub next: Option<Key>,
+    /// What was seen of each shard read: the session token's content.
+    pub seen: BTreeMap<ShardId, LogIndex>,
+    /// For `Stale`: by how many entries each shard's replica was behind the commit index it knew.
+    pub lag: BTreeMap<ShardId, u64>,
+}
+
+/// What a write did.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Written {
+    /// Rows put, changed or removed.
+    pub written_count: u64,
+    /// Inserts that left the row that was there.
+    pub skipped_count: u64,
+    /// The position at which each shard's part was applied: the version of its rows, and the session token's content.
+    pub seen: BTreeMap<ShardId, crate::id::Position>,
+}
+
+/// How much of a request took effect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Applied {
+    /// Nothing.
+    No,
+    /// All of it.
+    Yes,
+    /// Some shards yes, some no.
+    Partial,
+    /// Nobody knows: it may take effect, at most once, or have.
+    Unknown,
+}
+
+/// Which kind of answer an error is; HTTP maps it to a status code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum ErrorKind {
+    /// The request is wrong (400).
+    Invalid,
+    /// Something it names is not there (404).
+    NotFound,
+    /// It conflicts with what is there (409).
+    Conflict,
+    /// A key was used with another body (422).
+    Mismatch,
+    /// Too much at once, nothing was applied (503, Retry-After).
+    Overloaded,
+    /// Cannot be served now, nothing was applied (503, Retry-After).
+    Unavailable,
+    /// The deadline came first (504).
+    Timeout,
+}
+
+/// What one shard's part of a write came to, where the parts differ.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ShardPart {
+    /// Whether it took effect.
+    pub applied: Applied,
+    /// Why not, if not.
+    pub error: Option<Box<RequestError>>,
+}
+
+/// Everything a client may be told when its request was well formed but did not work. Display is the message without `<Error>`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, Error)]
+pub enum RequestError {
+    /// Before /init.
+    #[error("The cluster is not configured yet")]
+    NotInitialised,
+    /// A second /init.
+    #[error("The cluster is configured already")]
+    AlreadyInitialised,
+    /// A request of /init, /add or /rm that is wrong in itself. The text says what.
+    #[error("{0}")]
+    Invalid(Box<str>),
+    /// A request of /add or /rm that conflicts with the cluster as it is. The text says what.
+    #[error("{0}")]
+    Refused(Box<str>),
+    /// n of /add above the servers given.
+    #[error("Number of new servers (n) is greater than newly added instances")]
+    TooFewServers,
+    /// Names of stage 1's /add above n.
+    #[error("Length of hostname list is more than newly added instances")]
+    TooManyHostnames,
+    /// Names of stage 1's /rm above n.
+    #[error("Length of hostname list is more than removable instances")]
+    TooManyHostnamesToRemove,
+    /// Names of /rm above n.
+    #[error("Length of server list is more than removable instances")]
+    TooManyServersToRemove,
+    /// /read/{server} of a server that is not there.
+    #[error("Requested server does not exist")]
+    NoSuchServer,
+    /// A shard name that is not there.
+    #[error("Shard '{0}' does not exist")]
+    NoSuchShard(Box<str>),
+    /// A key that no shard spans; nothing was applied in any shard.
+    #[error("Key {0} is outside every shard's range")]
+    OutOfRange(Key),
+    /// Keys that exist, where the request wanted an error.
+    #[error("Keys exist already: {}", list(.0))]
+    Exists(Vec<Key>),
+    /// Rows that are not there.
+    #[error("No row with key {}", list(.0))]
+    Missing(Vec<Key>),
+    /// An Idempotency-Key with another body.
+    #[error("This Idempotency-Key was used with another body")]
+    KeyReused,
+    /// A queue is full.
+    #[error("Too many requests at once")]
+    Overloaded,
+    /// The shard has no replica that could serve, or none that may, and the deadline came.
+    #[error("Shard '{0}' has no replica that can serve this now")]
+    ShardUnavailable(Box<str>),
+    /// No server is up.
+    #[error("No server is available")]
+    NoServer,
+    /// The deadline came; a write may have taken effect or still may.
+    #[error("The deadline passed before the outcome was known")]
+    OutcomeUnknown,
+    /// The deadline came before the cluster reached what was asked; asked again, it goes on.
+    #[error("The deadline passed before the change was complete; it goes on: ask again")]
+    StillChanging,
+    /// The metadata register cannot be reached.
+    #[error("The metadata register does not answer")]
+    RegisterUnavailable,
+    /// The parts of a write fared differently. Shard name -> part.
+    #[error("Not every shard's part was applied")]
+    Parts(BTreeMap<Box<str>, ShardPart>),
+    /// The server is told to be told apart by a cluster: the balancer configures it (409).
+    #[error("This server belongs to a cluster; the balancer configures it")]
+    ClusterOwned,
+}
+
+fn list(keys: &[Key]) -> String {
+    let mut text = String::new();
+    for (place, key) in keys.iter().enumerate() {
+        if place > 0 {
+            text.push_str(", ");
+        }
+        text.push_str(&key.to_string());
+    }
+    text
+}
+
+impl RequestError {
+    /// Which kind of answer it is.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Invalid(_)
+            | Self::TooFewServers
+            | Self::TooManyHostnames
+            | Self::TooManyHostnamesToRemove
+            | Self::TooManyServersToRemove
+            | Self::NoSuchServer
+            | Self::NoSuchShard(_)
+            | Self::NotInitialised
+            | Self::OutOfRange(_) => ErrorKind::Invalid,
+            Self::AlreadyInitialised | Self::Refused(_) | Self::Exists(_) | Self::ClusterOwned => ErrorKind::Conflict,
+            Self::Missing(_) => ErrorKind::NotFound,
+            Self::KeyReused => ErrorKind::Mismatch,
+            Self::Overloaded => ErrorKind::Overloaded,
+            Self::ShardUnavailable(_) | Self::NoServer | Self::RegisterUnavailable => ErrorKind::Unavailable,
+            Self::OutcomeUnknown | Self::StillChanging => ErrorKind::Timeout,
+            Self::Parts(parts) => {
+                parts.values().filter_map(|part| part.error.as_ref().map(|error| error.kind())).max().unwrap_or(ErrorKind::Conflict)
+            }
+        }
+    }
+
+    /// The stable code of the error, kebab-case.
+    #[must_use]
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::NotInitialised => "not-initialised",
+            Self::AlreadyInitialised => "already-initialised",
+            Self::Invalid(_) => "invalid-request",
+            Self::Refused(_) => "refused",
+            Self::TooFewServers => "too-few-servers",
+            Self::TooManyHostnames | Self::TooManyHostnamesToRemove => "too-many-hostnames",
+            Self::TooManyServersToRemove => "too-many-servers",
+            Self::NoSuchServer => "no-such-server",
+            Self::NoSuchShard(_) => "no-such-shard",
+            Self::OutOfRange(_) => "key-out-of-range",
+            Self::Exists(_) => "key-exists",
+            Self::Missing(_) => "no-such-row",
+            Self::KeyReused => "idempotency-key-reused",
+            Self::Overloaded => "overloaded",
+            Self::ShardUnavailable(_) => "shard-unavailable",
+            Self::NoServer => "no-server",
+            Self::OutcomeUnknown => "outcome-unknown",
+            Self::StillChanging => "still-changing",
+            Self::RegisterUnavailable => "register-unavailable",
+            Self::Parts(_) => "parts-differ",
+            Self::ClusterOwned => "cluster-owned",
+        }
+    }
+
+    /// How much of the request took effect.
+    #[must_use]
+    pub fn applied(&self) -> Applied {
+        match self {
+            Self::OutcomeUnknown => Applied::Unknown,
+            Self::StillChanging => Applied::Partial,
+            Self::Parts(parts) => {
+                let mut all = parts.values().map(|part| part.applied);
+                let first = all.next().unwrap_or(Applied::No);
+                if all.all(|applied| applied == first) { first } else { Applied::Partial }
+            }
+            Self::NotInitialised
+            | Self::AlreadyInitialised
+            | Self::Invalid(_)
+            | Self::Refused(_)
+            | Self::TooFewServers
+            | Self::TooManyHostnames
+            | Self::TooManyHostnamesToRemove
+            | Self::TooManyServersToRemove
+            | Self::NoSuchServer
+            | Self::NoSuchShard(_)
+            | Self::OutOfRange(_)
+            | Self::Exists(_)
+            | Self::Missing(_)
+            | Self::KeyReused
+            | Self::Overloaded
+            | Self::ShardUnavailable(_)
+            | Self::NoServer
+            | Self::RegisterUnavailable
+            | Self::ClusterOwned => Applied::No,
+        }
+    }
+
+    /// Whether the same request may work later.
+    #[must_use]
+    pub fn retryable(&self) -> bool {
+        matches!(self.kind(), ErrorKind::Overloaded | ErrorKind::Unavailable | ErrorKind::Timeout)
+    }
+}
+
+/// How a server looks to the balancer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Health {
+    /// Not yet heard of since it was asked to start.
+    Starting,
+    /// It answers.
+    Up,
+    /// Heartbeats are missing, not yet long enough to replace it.
+    Suspect,
+    /// It is being respawned.
+    Down,
+    /// It is being emptied.
+    Leaving,
+}
+
+/// What the balancer knows of one server.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ServerStatus {
+    /// How it looks.
+    pub health: Health,
+    /// How long ago it was last heard of.
+    pub silence: Option<Duration>,
+    /// The replicas it reported last.
+    pub replicas: Vec<ReplicaStatus>,
+    /// How often it was respawned by this balancer.
+    pub respawn_count: u64,
+}
+
+/// How many failures a shard stands (R20).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Tolerance {
+    /// More members may fail before writing stops until reconfigured.
+    pub write: u32,
+    /// Before linearizable reading stops.
+    pub read: u32,
+    /// Before it cannot be reconfigured without a human.
+    pub seal: u32,
+}
+
+/// What the balancer knows of one shard.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ShardStatus {
+    /// The server of the primary that serves; `None` while none does.
+    pub primary: Option<ServerId>,
+    /// The active configuration.
+    pub current: Option<Configuration>,
+    /// The proposed one.
+    pub pending: Option<Configuration>,
+    /// Replicas of the map: stage, server, and the last status if it was reported.
+    pub replicas: BTreeMap<ReplicaId, (ReplicaStage, ServerId)>,
+    /// How many failures it stands from here, members that are down counted.
+    pub tolerance: Tolerance,
+    /// What a human should know, in words.
+    pub warnings: Vec<Box<str>>,
+}
+
+/// The state of the cluster as one balancer sees it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Status {
+    /// The version of the map below.
+    pub version: MapVersion,
+    /// The map.
+    pub map: Arc<ClusterMap>,
+    /// By server.
+    pub servers: BTreeMap<ServerId, ServerStatus>,
+    /// By shard.
+    pub shards: BTreeMap<ShardId, ShardStatus>,
+}
+
+/// A request to a server itself, for people and tools.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum ServerRequest {
+    /// Rows that its replica of a shard holds.
+    Read {
+        /// The shard's name.
+        shard: Box<str>,
+        /// The keys.
+        range: KeyRange,
+        /// The most rows.
+        limit: u32,
+        /// What must have been seen.
+        consistency: Consistency,
+    },
+    /// Operations on rows of a shard, through the replicated log, forwarded to the primary where this server is not.
+    Write {
+        /// The shard's name.
+        shard: Box<str>,
+        /// The operations, their `on_conflict` resolved.
+        operations: Vec<Operation>,
+        /// The client's key.
+        idempotency: Option<Idempotency>,
+    },
+    /// A piece of the log of its replica, from `from` on.
+    Log {
+        /// The shard's name.
+        shard: Box<str>,
+        /// The first index wanted.
+        from: LogIndex,
+        /// The most entries.
+        limit: u32,
+    },
+    /// The names of the shards it holds, and the map it knows.
+    Shards,
+}
+
+/// The answer to a [`ServerRequest`].
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum ServerReply {
+    /// To `Read`.
+    Rows {
+        /// The rows, in key order.
+        rows: Vec<StoredRow>,
+        /// Where to go on.
+        next: Option<Key>,
+        /// The index that was read at.
+        at: LogIndex,
+    },
+    /// To `Write`.
+    Written {
+        /// What came of it.
+        outcome: crate::command::Outcome,
+        /// Rows written to the shard's log so far, as far as this server knows: its last applied index.
+        applied: LogIndex,
+    },
+    /// To `Log`.
+    Log {
+        /// Entries; the first may be later than asked for if the log was compacted.
+        entries: Vec<Arc<crate::command::Entry>>,
+        /// The index of the last entry of the log: how many entries there ever were.
+        last: LogIndex,
+    },
+    /// To `Shards`.
+    Shards {
+        /// Their names, in order.
+        names: Vec<Box<str>>,
+        /// The newest map the server has seen.
+        map: Option<Arc<ClusterMap>>,
+    },
+    /// It did not work.
+    Failed(RequestError),
+}

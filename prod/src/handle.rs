@@ -1,0 +1,98 @@
+//! How routers reach the machine that a driver runs: ask and await the reply. Never decides anything.
+
+use std::{sync::Arc, time::Duration};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::Instant,
+};
+use twinshard_core::{
+    id::MapVersion,
+    map::ClusterMap,
+    request::{Reply, Request, RequestError, ServerReply, ServerRequest},
+};
+
+/// How many requests may wait for the driver to take them; one more is answered `Overloaded` at once.
+pub const ASKS_MAX: usize = 4_096;
+/// How long after a request's own deadline a handle still waits for the machine's answer before it answers itself.
+const GRACE: Duration = Duration::from_millis(500);
+
+/// A request on its way to the driver.
+#[derive(Debug)]
+pub struct Ask<Q, A> {
+    /// What is asked.
+    pub request: Q,
+    /// When the client gives up.
+    pub deadline: Instant,
+    /// Where the answer goes. Closed when the client is gone.
+    pub reply: oneshot::Sender<A>,
+}
+
+/// The newest map and its version; `None` before the first was read.
+pub type MapWatch = watch::Receiver<Option<(MapVersion, Arc<ClusterMap>)>>;
+
+/// Asks a balancer's driver.
+#[derive(Clone, Debug)]
+pub struct BalancerHandle {
+    asks: mpsc::Sender<Ask<Request, Reply>>,
+    map: MapWatch,
+}
+
+/// Asks a server's driver.
+#[derive(Clone, Debug)]
+pub struct ServerHandle {
+    asks: mpsc::Sender<Ask<ServerRequest, ServerReply>>,
+    map: MapWatch,
+}
+
+impl BalancerHandle {
+    /// A handle and the end that the driver takes asks from.
+    #[must_use]
+    pub fn new(map: MapWatch) -> (Self, mpsc::Receiver<Ask<Request, Reply>>) {
+        let (asks, taken) = mpsc::channel(ASKS_MAX);
+        (Self { asks, map }, taken)
+    }
+
+    /// Asks and waits, at the longest `timeout` and a moment. Dropping the future tells the machine that nobody waits.
+    pub async fn ask(&self, request: Request, timeout: Duration) -> Reply {
+        ask(&self.asks, request, timeout, Reply::Failed).await
+    }
+
+    /// The newest map.
+    #[must_use]
+    pub fn map(&self) -> Option<(MapVersion, Arc<ClusterMap>)> {
+        self.map.borrow().clone()
+    }
+}
+
+impl ServerHandle {
+    /// A handle and the end that the driver takes asks from.
+    #[must_use]
+    pub fn new(map: MapWatch) -> (Self, mpsc::Receiver<Ask<ServerRequest, ServerReply>>) {
+        let (asks, taken) = mpsc::channel(ASKS_MAX);
+        (Self { asks, map }, taken)
+    }
+
+    /// Asks and waits, at the longest `timeout` and a moment.
+    pub async fn ask(&self, request: ServerRequest, timeout: Duration) -> ServerReply {
+        ask(&self.asks, request, timeout, ServerReply::Failed).await
+    }
+
+    /// The newest map the server has seen.
+    #[must_use]
+    pub fn map(&self) -> Option<(MapVersion, Arc<ClusterMap>)> {
+        self.map.borrow().clone()
+    }
+}
+
+async fn ask<Q, A>(asks: &mpsc::Sender<Ask<Q, A>>, request: Q, timeout: Duration, failed: fn(RequestError) -> A) -> A {
+    let deadline = Instant::now() + timeout;
+    let (reply, answer) = oneshot::channel();
+    if asks.try_send(Ask { request, deadline, reply }).is_err() {
+        return failed(RequestError::Overloaded);
+    }
+    match tokio::time::timeout_at(deadline + GRACE, answer).await {
+        Ok(Ok(answer)) => answer,
+        // The driver stopped, or did not answer in time: what it had taken may have been carried out.
+        Ok(Err(_)) | Err(_) => failed(RequestError::OutcomeUnknown),
+    }
+}

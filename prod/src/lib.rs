@@ -1,0 +1,11 @@
+//! The production world of Twinshard: the driver that runs the core's machines, and everything real around it. The simulated turmoil
+//! world runs the same driver and routers over other ends.
+
+pub mod handle;
+
+pub mod net;
+
+pub mod log;
+pub mod provision;
+pub mod register;
+pub mod rows;
