@@ -2,3 +2,5 @@
 //! saw, the checkers that judge it, and the report for people (DESIGN 9). Knows no world, no clock, no network.
 
 pub mod history;
+pub mod scenario;
+pub mod workload;

@@ -76,6 +76,7 @@ pub struct Recorder {
     layout: Layout,
     history: History,
     open: BTreeMap<OperationId, Open>,
+    sessions: BTreeMap<u32, BTreeMap<ShardId, LogIndex>>,
     next_operation: u64,
     next_tombstone: u64,
 }
@@ -102,6 +103,28 @@ impl Recorder {
     #[must_use]
     pub fn open_count(&self) -> usize {
         self.open.len()
+    }
+
+    /// What the client has seen of each shard: its session token.
+    #[must_use]
+    pub fn session(&self, client: u32) -> BTreeMap<ShardId, LogIndex> {
+        self.sessions.get(&client).cloned().unwrap_or_default()
+    }
+
+    /// The request with the client's session token in it, if it is a session read. Do this before [`Self::begin`].
+    #[must_use]
+    pub fn with_session(&self, client: u32, request: Request) -> Request {
+        match request {
+            Request::Read { range, limit, consistency: Consistency::Session(_) } => {
+                Request::Read { range, limit, consistency: Consistency::Session(self.session(client)) }
+            }
+            other => other,
+        }
+    }
+
+    fn saw(&mut self, client: u32, shard: ShardId, index: LogIndex) {
+        let seen = self.sessions.entry(client).or_default().entry(shard).or_default();
+        *seen = index.max(*seen);
     }
 
     /// A client sends a request now.
@@ -267,6 +290,9 @@ impl Recorder {
                 }
             }
         }
+        for (shard, position) in &written.seen {
+            self.saw(open.client, *shard, position.index);
+        }
         for (shard, effects) in parts {
             let outcome = CommandOutcome::Acknowledged { position: written.seen.get(&shard).copied() };
             self.push(operation, open, Some(now), shard, Action::Command { effects, outcome });
@@ -343,6 +369,9 @@ impl Recorder {
         }
         if rows.rows.len() > limit as usize {
             return Err(RecordError::StrayRow { operation, key: rows.rows[limit as usize].row.key });
+        }
+        for (shard, index) in &rows.seen {
+            self.saw(open.client, *shard, *index);
         }
         let mut next = rows.rows.iter().peekable();
         let mut spans: Vec<(KeyRange, ShardId)> = self.layout.iter().map(|(id, _, span)| (span, id)).collect();
