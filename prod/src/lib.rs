@@ -2,8 +2,14 @@
 //! world runs the same driver and routers over other ends.
 
 pub mod handle;
+pub mod node;
 
+pub mod driver;
+pub mod peer;
+
+pub mod entropy;
 pub mod net;
+pub mod secret;
 
 pub mod log;
 pub mod provision;

@@ -1,7 +1,10 @@
 //! The network as the driver sees it: listen, accept, connect. Tokio's in production, turmoil's in simulation.
 
 use std::{future::Future, io};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, TcpStream},
+};
 
 /// A network.
 pub trait Network: Clone + Send + Sync + 'static {
@@ -24,4 +27,34 @@ pub trait Network: Clone + Send + Sync + 'static {
 
     /// Connects to `host:port`. May hang: the caller sets a deadline.
     fn connect(&self, address: &str) -> impl Future<Output = io::Result<Self::Stream>> + Send;
+}
+
+/// The network of the machine that this process runs on.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TokioNetwork;
+
+impl Network for TokioNetwork {
+    type Stream = TcpStream;
+    type Listener = TcpListener;
+
+    async fn listen(&self, address: &str) -> io::Result<TcpListener> {
+        // Sets SO_REUSEADDR, so that a restart does not wait for the connections of its predecessor to time out.
+        TcpListener::bind(address).await
+    }
+
+    async fn accept(listener: &mut TcpListener) -> io::Result<TcpStream> {
+        let (stream, _) = listener.accept().await?;
+        stream.set_nodelay(true)?;
+        Ok(stream)
+    }
+
+    fn local_address(listener: &TcpListener) -> io::Result<String> {
+        Ok(listener.local_addr()?.to_string())
+    }
+
+    async fn connect(&self, address: &str) -> io::Result<TcpStream> {
+        let stream = TcpStream::connect(address).await?;
+        stream.set_nodelay(true)?;
+        Ok(stream)
+    }
 }
