@@ -14,6 +14,10 @@ pub mod storage;
 pub mod time;
 pub mod value;
 
+pub mod log;
+pub mod quorum;
+pub mod watermark;
+
 pub mod replica;
 pub mod server;
 
