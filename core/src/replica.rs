@@ -16,6 +16,7 @@
 //! Numbered invariants that this module asserts: I2 (log matching: a committed entry is never truncated or contradicted), the order of
 //! the [`Watermarks`], promises that only grow, and that nobody leads an epoch that it may not lead.
 
+mod session;
 pub mod view;
 
 mod catch_up;

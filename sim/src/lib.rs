@@ -1,1 +1,3 @@
-//! Skeleton.
+//! Sim.
+#[cfg(feature="turmoil")]
+pub mod turmoil;

@@ -1,0 +1,3 @@
+//! The turmoil world.
+
+pub mod net;
