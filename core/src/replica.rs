@@ -26,7 +26,7 @@ mod replication;
 mod serving;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use crate::{
     config::Configuration,

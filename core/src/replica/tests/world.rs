@@ -222,6 +222,14 @@ impl World {
         self.nodes.get_mut(&server(id)).expect("a server").held = false;
     }
 
+    /// What is written so far reaches the disk, and the server does not come to know.
+    pub(crate) fn sync_unnoticed(&mut self, id: u64) {
+        let node = self.nodes.get_mut(&server(id)).expect("a server");
+        for (_, batch) in std::mem::take(&mut node.unsynced) {
+            node.disk.log.extend(batch);
+        }
+    }
+
     /// The server hears no other server and none hears it. Balancers still reach it.
     pub(crate) fn cut(&mut self, id: u64) {
         self.cut.insert(server(id));
