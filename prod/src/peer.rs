@@ -273,3 +273,6 @@ impl<N: Network> Peers<N> {
         self.tasks.shutdown().await;
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -154,3 +154,166 @@ fn parse(kind: u8, checksum: u32, payload: &[u8]) -> Result<Frame, FrameError> {
         unknown => Err(FrameError::Kind(unknown)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::sync::Arc;
+    use twinshard_core::{
+        command::{Command, Entry, OnConflict, Operation},
+        id::{Epoch, LogIndex, Position, ReplicaId, ServerId},
+        message::{ReplicaBody, ReplicaMessage, ToBalancer, ToServer},
+        value::{Finite, Key, Row, Value},
+    };
+
+    const MAX: usize = 64 << 20;
+
+    fn value() -> impl Strategy<Value = Value> {
+        prop_oneof![
+            any::<i64>().prop_map(Value::Integer),
+            any::<f64>().prop_filter_map("finite", Finite::new).prop_map(Value::Decimal),
+            any::<bool>().prop_map(Value::Boolean),
+            ".{0,40}".prop_map(|text| Value::Text(text.into())),
+        ]
+    }
+
+    fn entry() -> impl Strategy<Value = Arc<Entry>> {
+        (any::<u64>(), any::<u64>(), any::<i64>(), prop::collection::vec(value(), 0..4)).prop_map(|(epoch, index, key, values)| {
+            let row = Row { key: Key(key), values };
+            Arc::new(Entry {
+                position: Position { epoch: Epoch(epoch), index: LogIndex(index) },
+                request: None,
+                idempotency: None,
+                command: Command::Operations(vec![
+                    Operation::Insert { row, on_conflict: OnConflict::Replace },
+                    Operation::Delete { key: Key(key) },
+                ]),
+            })
+        })
+    }
+
+    fn message() -> impl Strategy<Value = Message> {
+        prop_oneof![
+            any::<u64>().prop_map(|beat| Message::ToServer(ToServer::Heartbeat { beat })),
+            any::<u64>().prop_map(|replica| Message::ToBalancer(ToBalancer::Created { replica: ReplicaId(replica) })),
+            any::<u64>().prop_map(|server| Message::ToServer(ToServer::Learn {
+                replica: ReplicaId(1),
+                epoch: Epoch(2),
+                learners: vec![(ReplicaId(3), ServerId(server))],
+            })),
+            prop::collection::vec(entry(), 0..6).prop_map(|entries| Message::Replica(ReplicaMessage {
+                from: ReplicaId(1),
+                to: ReplicaId(2),
+                epoch: Epoch(3),
+                body: ReplicaBody::Append { previous: Position::ZERO, entries, commit: LogIndex(4) },
+            })),
+        ]
+    }
+
+    /// Reads frames until something is wrong.
+    fn read_all(mut bytes: &[u8], max: usize) -> (Vec<Frame>, FrameError) {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        runtime.block_on(async {
+            let (mut frames, mut buffer) = (Vec::new(), Vec::new());
+            loop {
+                match read(&mut bytes, max, &mut buffer).await {
+                    Ok(frame) => frames.push(frame),
+                    Err(error) => return (frames, error),
+                }
+            }
+        })
+    }
+
+    fn messages(frames: Vec<Frame>) -> Vec<Message> {
+        frames
+            .into_iter()
+            .flat_map(|frame| match frame {
+                Frame::Messages(messages) => messages,
+                Frame::Ping | Frame::Pong => vec![],
+            })
+            .collect()
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read(batches in prop::collection::vec(prop::collection::vec(message(), 1..5), 0..4)) {
+            let mut bytes = Vec::new();
+            for batch in &batches {
+                prop_assert_eq!(write_messages(batch, MAX, &mut bytes), batch.len());
+                write_signal(true, &mut bytes);
+            }
+            let (frames, error) = read_all(&bytes, MAX);
+            prop_assert!(matches!(error, FrameError::Io(_)), "{}", error);
+            prop_assert_eq!(frames.len(), 2 * batches.len());
+            prop_assert_eq!(messages(frames), batches.concat());
+        }
+
+        #[test]
+        fn a_small_limit_splits_batches_and_loses_only_what_is_too_long(batch in prop::collection::vec(message(), 1..12), max in 8_usize..400) {
+            let mut bytes = Vec::new();
+            let written = write_messages(&batch, max, &mut bytes);
+            let (frames, error) = read_all(&bytes, max);
+            prop_assert!(matches!(error, FrameError::Io(_)), "{}", error);
+            let fitting: Vec<Message> =
+                batch.into_iter().filter(|message| postcard::to_allocvec(&[message][..]).is_ok_and(|bytes| bytes.len() <= max)).collect();
+            prop_assert_eq!(written, fitting.len());
+            prop_assert_eq!(messages(frames), fitting);
+        }
+
+        #[test]
+        fn a_changed_bit_is_noticed(batch in prop::collection::vec(message(), 1..4), place in any::<prop::sample::Index>(), bit in 0..8_u8) {
+            let mut bytes = Vec::new();
+            write_messages(&batch, MAX, &mut bytes);
+            let place = place.index(bytes.len());
+            bytes[place] ^= 1 << bit;
+            let (frames, _) = read_all(&bytes, 1 << 20);
+            prop_assert_eq!(frames, vec![]);
+        }
+
+        #[test]
+        fn garbage_with_a_good_checksum_is_refused_or_read_but_never_fatal(payload in prop::collection::vec(any::<u8>(), 0..300), kind in 0..4_u8) {
+            let mut bytes = vec![0; HEADER_BYTES];
+            bytes.extend_from_slice(&payload);
+            seal(0, kind, &mut bytes);
+            let (frames, _) = read_all(&bytes, MAX);
+            prop_assert!(frames.len() <= 1);
+        }
+    }
+
+    #[test]
+    fn an_announced_length_is_checked_before_anything_is_read() {
+        let mut bytes = Vec::new();
+        write_messages(&[Message::ToServer(ToServer::Heartbeat { beat: 1 })], MAX, &mut bytes);
+        bytes[..4].copy_from_slice(&u32::MAX.to_le_bytes());
+        assert!(matches!(read_all(&bytes, MAX).1, FrameError::TooLong(length) if length == u32::MAX as usize));
+    }
+
+    #[test]
+    fn a_list_that_claims_to_be_endless_is_refused() {
+        // Kind 0 with a list of 2^63 messages in ten bytes; then one in an append.
+        for payload in
+            [vec![0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f], vec![1, 2, 1, 2, 3, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0x7f]]
+        {
+            let mut bytes = vec![0; HEADER_BYTES];
+            bytes.extend_from_slice(&payload);
+            seal(0, MESSAGES, &mut bytes);
+            let (frames, error) = read_all(&bytes, MAX);
+            assert_eq!(frames, vec![]);
+            assert!(matches!(error, FrameError::Decode(_)), "{error}");
+        }
+    }
+
+    #[test]
+    fn frames_that_are_not_exactly_their_content_are_refused() {
+        let cases: [(u8, &[u8]); 4] = [(PING, &[0]), (PONG, &[1, 2]), (MESSAGES, &[0]), (7, &[])];
+        for (kind, payload) in cases {
+            let mut bytes = vec![0; HEADER_BYTES];
+            bytes.extend_from_slice(payload);
+            seal(0, kind, &mut bytes);
+            let (frames, error) = read_all(&bytes, MAX);
+            assert_eq!(frames, vec![]);
+            assert!(matches!(error, FrameError::Length | FrameError::Kind(7)), "{error}");
+        }
+    }
+}
