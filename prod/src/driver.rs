@@ -132,3 +132,6 @@ impl fmt::Display for Named {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -275,4 +275,6 @@ impl<N: Network> Peers<N> {
 }
 
 #[cfg(test)]
+pub(crate) mod memory;
+#[cfg(test)]
 mod tests;

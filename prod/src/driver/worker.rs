@@ -211,9 +211,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_store_that_panics_is_an_error() {
-        let mut worker = Worker::start("breaker", &StorageMode::Threads, 1, |()| StorageWork::RowsRead, |()| assert!(1 > 2, "planned"))
-            .expect("started");
-        worker.submit(()).expect("taken");
+        let mut worker =
+            Worker::start("breaker", &StorageMode::Threads, 1, |_| StorageWork::RowsRead, |job: u32| assert!(job > 1, "planned"))
+                .expect("started");
+        worker.submit(1).expect("taken");
         assert!(matches!(worker.answer().await, Err(NodeError::Ended("breaker"))));
     }
 

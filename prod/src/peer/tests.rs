@@ -2,9 +2,10 @@
 
 use super::{
     handshake::{answer, dial, hello},
+    memory::Memory,
     *,
 };
-use std::{future::Future, io, sync::Mutex};
+use std::future::Future;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
     time::{Instant, timeout},
@@ -17,43 +18,6 @@ use twinshard_core::{
 
 const CLUSTER: ClusterId = ClusterId(77);
 const SECRET: Secret = Secret::new([5; 32]);
-
-/// Listeners by address.
-#[derive(Clone, Default)]
-struct Memory(Arc<Mutex<BTreeMap<String, mpsc::Sender<DuplexStream>>>>);
-
-struct MemoryListener(String, mpsc::Receiver<DuplexStream>);
-
-impl Network for Memory {
-    type Stream = DuplexStream;
-    type Listener = MemoryListener;
-
-    async fn listen(&self, address: &str) -> io::Result<MemoryListener> {
-        let (connect, accept) = mpsc::channel(100);
-        self.0.lock().expect("lock").insert(address.to_owned(), connect);
-        Ok(MemoryListener(address.to_owned(), accept))
-    }
-
-    async fn accept(listener: &mut MemoryListener) -> io::Result<DuplexStream> {
-        match listener.1.recv().await {
-            Some(stream) => Ok(stream),
-            None => std::future::pending().await,
-        }
-    }
-
-    fn local_address(listener: &MemoryListener) -> io::Result<String> {
-        Ok(listener.0.clone())
-    }
-
-    async fn connect(&self, address: &str) -> io::Result<DuplexStream> {
-        let listener = self.0.lock().expect("lock").get(address).cloned();
-        let (ours, theirs) = duplex(1 << 16);
-        match listener {
-            Some(listener) if listener.send(theirs).await.is_ok() => Ok(ours),
-            _ => Err(io::ErrorKind::ConnectionRefused.into()),
-        }
-    }
-}
 
 fn server(number: u64) -> NodeId {
     NodeId::Server(ServerId(number))
@@ -232,6 +196,10 @@ async fn garbage_on_the_port_is_closed_and_disturbs_nobody() {
     one.peers.send(server(2), beat(1));
     assert_eq!(two.next().await, (server(1), vec![beat(1)]));
     let began = Instant::now();
+    for stream in &mut silent[..200 - PeerSettings::default().strangers_max] {
+        assert_eq!(within(stream.read(&mut [0; 64])).await.ok(), Some(0));
+    }
+    assert_eq!(began.elapsed(), Duration::ZERO, "the oldest have been pushed out already");
     for stream in &mut silent {
         assert_eq!(within(stream.read(&mut [0; 64])).await.ok(), Some(0));
     }
