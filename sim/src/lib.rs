@@ -1,3 +1,13 @@
-//! Sim.
-#[cfg(feature="turmoil")]
+//! The simulated worlds of Twinshard. The explorer runs the core's machines alone, many seeds a second; it builds without the
+//! production crate. Never touches a clock, a socket or a disk.
+
+pub mod faults;
+pub mod keyed;
+pub mod plan;
+pub mod trace;
+
+pub mod explorer;
+pub mod panics;
+
+#[cfg(feature = "turmoil")]
 pub mod turmoil;

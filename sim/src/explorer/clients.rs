@@ -1,0 +1,565 @@
+//! The clients: they ask balancers at the planned times, come again under their key where the plan says so, give up at the end, and
+//! compare every answer with the committed logs. Never asks anything that is not planned, but for the probes after healing.
+
+use super::{
+    coverage::Sometimes,
+    model::Effect,
+    world::{Event, World},
+};
+use crate::{
+    keyed::{Keyed, Purpose, fold},
+    plan::{Action, Level, Plan, PlannedOperation, operation_of_value},
+};
+use std::collections::BTreeMap;
+use twinshard_core::{
+    command::{Command, Idempotency, Operation, Verdict},
+    effect::{BalancerInput, ServerInput},
+    id::{LogIndex, ServerId, ShardId, Token},
+    map::ClusterMap,
+    request::{Applied, Consistency, Reply, Request, RequestError, Rows, ServerReply, ServerRequest, Written},
+    schema::{Column, ColumnType, Schema},
+    time::{Duration, Instant},
+    value::{Key, KeyRange},
+};
+use twinshard_scenarios::history::{History, OperationId, Recorder};
+
+/// How often a client comes again.
+const ATTEMPTS_MAX: u32 = 6;
+/// How long past its own deadline an answer of a balancer may still be on its way.
+const GRACE: Duration = Duration::from_millis(60);
+/// Probes have numbers from here on.
+pub(super) const PROBES_FROM: u32 = 1_000_000;
+/// /init is this operation.
+pub(super) const INIT: u32 = u32::MAX;
+
+/// What has become of an operation.
+#[derive(Clone, Debug)]
+struct Running {
+    planned: PlannedOperation,
+    attempt: u32,
+    record: Option<OperationId>,
+    asked: Option<Asked>,
+    finished: bool,
+    /// The last answer, if it was one.
+    pub(super) succeeded: bool,
+    /// Some attempt ended without telling.
+    ambiguous: bool,
+    /// The last answer said that nothing was applied.
+    denied: bool,
+}
+
+#[derive(Clone, Debug)]
+struct Asked {
+    balancer: usize,
+    incarnation: u64,
+    deadline: Instant,
+    /// What had been seen or acknowledged of each shard when the operation began.
+    floor: BTreeMap<ShardId, LogIndex>,
+    session: BTreeMap<ShardId, LogIndex>,
+}
+
+/// All clients of a run.
+#[derive(Clone, Debug)]
+pub(super) struct Clients {
+    operations: Vec<Running>,
+    /// By client: what its token says.
+    tokens: BTreeMap<u32, BTreeMap<ShardId, LogIndex>>,
+    /// By shard: the highest index that any client was told of by a write or a linearizable read.
+    observed: BTreeMap<ShardId, LogIndex>,
+    recorder: Recorder,
+    shards: BTreeMap<ShardId, (Box<str>, KeyRange)>,
+    schema: Option<Schema>,
+}
+
+impl Clients {
+    pub(super) fn new(plan: &Plan) -> Self {
+        let mut operations = vec![Running::new(PlannedOperation {
+            id: INIT,
+            at: Instant(20_000_000),
+            client: u32::MAX,
+            balancer: 0,
+            timeout: Duration::from_millis(120_000),
+            retries: true,
+            action: Action::Status,
+        })];
+        operations.extend(plan.operations.iter().cloned().map(Running::new));
+        let column = |name: &str| Column { name: name.into(), dtype: ColumnType::Number };
+        Self {
+            operations,
+            tokens: BTreeMap::new(),
+            observed: BTreeMap::new(),
+            recorder: Recorder::default(),
+            shards: BTreeMap::new(),
+            schema: Schema::new(vec![column("id"), column("steady"), column("value")]).ok(),
+        }
+    }
+
+    /// The places of the operations with the times at which they begin.
+    pub(super) fn begin_times(&self) -> Vec<(usize, Instant)> {
+        self.operations.iter().enumerate().map(|(place, running)| (place, running.planned.at)).collect()
+    }
+
+    /// Takes up the shards of a map.
+    pub(super) fn learn(&mut self, map: &ClusterMap) {
+        if map.shards.keys().any(|id| !self.shards.contains_key(id)) {
+            self.recorder.learn(map);
+            self.shards.extend(map.shards.iter().map(|(id, shard)| (*id, (shard.name.clone(), shard.range()))));
+        }
+    }
+
+    pub(super) fn into_history(self) -> History {
+        self.recorder.into_history()
+    }
+
+    /// Operations that have no end yet.
+    pub(super) fn open_count(&self) -> usize {
+        self.operations.iter().filter(|running| !running.finished).count()
+    }
+
+    /// Adds a probe and returns its place.
+    pub(super) fn add(&mut self, planned: PlannedOperation) -> usize {
+        self.operations.push(Running::new(planned));
+        self.operations.len() - 1
+    }
+
+    /// Whether an operation is over, and well.
+    pub(super) fn outcome(&self, place: usize) -> (bool, bool) {
+        let running = &self.operations[place];
+        (running.finished, running.succeeded)
+    }
+
+    fn shard_at(&self, key: Key) -> Option<ShardId> {
+        self.shards.iter().find(|(_, (_, range))| range.contains(key)).map(|(id, _)| *id)
+    }
+}
+
+impl Running {
+    const fn new(planned: PlannedOperation) -> Self {
+        Self { planned, attempt: 0, record: None, asked: None, finished: false, succeeded: false, ambiguous: false, denied: false }
+    }
+}
+
+/// The key under which an operation comes again.
+fn idempotency(planned: &PlannedOperation) -> Option<Idempotency> {
+    planned.retries.then(|| Idempotency { key: format!("op{}", planned.id).into(), body_hash: u128::from(planned.id) + 1 })
+}
+
+fn request(plan: &Plan, schema: Option<&Schema>, planned: &PlannedOperation, session: &BTreeMap<ShardId, LogIndex>) -> Option<Request> {
+    if planned.id == INIT {
+        return Some(Request::Init {
+            server_count: Some(plan.topology.servers.len() as u64),
+            schema: schema?.clone(),
+            shards: plan.topology.shards.clone(),
+            servers: Some(plan.topology.servers.clone()),
+            on_conflict: None,
+            by_name: false,
+        });
+    }
+    Some(match &planned.action {
+        Action::Write { operations, on_conflict } => {
+            Request::Write { operations: operations.clone(), on_conflict: *on_conflict, idempotency: idempotency(planned) }
+        }
+        Action::Read { range, limit, level } => Request::Read {
+            range: *range,
+            limit: *limit,
+            consistency: match level {
+                Level::Linearizable => Consistency::Linearizable,
+                Level::Session => Consistency::Session(session.clone()),
+                Level::Stale => Consistency::Stale,
+            },
+        },
+        Action::ReadServer { server, shard } => {
+            Request::ReadServer { server: server.clone(), shard: Some(shard.clone()), range: KeyRange::ALL, limit: 100 }
+        }
+        Action::WriteAtServer { .. } => return None,
+        Action::AddServer { name, shards, new_shards } => Request::Add {
+            server_count: 1,
+            new_shards: new_shards.clone(),
+            servers: vec![twinshard_core::request::NewServer { name: name.clone(), shards: shards.clone() }],
+            strict: true,
+        },
+        Action::RemoveServer { name } => {
+            Request::Remove { server_count: 1, servers: vec![name.clone()], accept_data_loss: false, capped: false }
+        }
+        Action::MovePrimary { shard } => Request::Primary { shard: shard.clone(), change: true },
+        Action::Status => Request::Status,
+    })
+}
+
+fn token(operation: usize, attempt: u32) -> Token {
+    Token(operation as u64 * 16 + u64::from(attempt))
+}
+
+fn of_token(token: Token) -> (usize, u32) {
+    (usize::try_from(token.0 / 16).unwrap_or(usize::MAX), u32::try_from(token.0 % 16).unwrap_or(0))
+}
+
+fn draw(keyed: Keyed, planned: &PlannedOperation, attempt: u32, what: u64) -> crate::keyed::Draw {
+    keyed.draw(Purpose::Client, [fold(u64::from(planned.id), what), u64::from(attempt)])
+}
+
+impl World {
+    pub(super) fn client_sends(&mut self, place: usize, attempt: u32) {
+        let running = &self.clients.operations[place];
+        if running.finished || running.attempt != attempt {
+            return;
+        }
+        let planned = running.planned.clone();
+        if let Action::WriteAtServer { server, shard, operations } = &planned.action {
+            return self.client_sends_to_server(place, &planned, ServerId(*server), shard, operations);
+        }
+        let session = self.clients.tokens.get(&planned.client).cloned().unwrap_or_default();
+        let session = running.asked.as_ref().map_or(session, |asked| asked.session.clone());
+        let Some(request) = request(&self.plan, self.clients.schema.as_ref(), &planned, &session) else { return };
+        // A client that comes again turns to the next balancer.
+        let balancer = (planned.balancer + attempt as usize) % self.balancers.len().max(1);
+        let floor = running.asked.as_ref().map_or_else(|| self.clients.observed.clone(), |asked| asked.floor.clone());
+        let deadline = self.now + planned.timeout;
+        let incarnation = self.balancer_incarnation(balancer);
+        let running = &mut self.clients.operations[place];
+        running.asked = Some(Asked { balancer, incarnation, deadline, floor, session });
+        match running.record {
+            None => running.record = Some(self.clients.recorder.begin(planned.client, self.now.0, request.clone())),
+            Some(record) => {
+                if let Err(error) = self.clients.recorder.retry(record) {
+                    self.checks.fail("history", || error.to_string());
+                }
+            }
+        }
+        if self.balancers[balancer].machine.is_none() {
+            // Refused at once: nothing was sent.
+            return self.client_comes_again(place, attempt, false);
+        }
+        self.after(Duration(planned.timeout.0 + GRACE.0), Event::ClientGivesUp { operation: place, attempt });
+        let local = self.balancer_local(balancer, deadline);
+        self.step_balancer(balancer, BalancerInput::Request { token: token(place, attempt), request, deadline: local });
+    }
+
+    fn client_sends_to_server(&mut self, place: usize, planned: &PlannedOperation, server: ServerId, shard: &str, operations: &[Operation]) {
+        let deadline = self.now + planned.timeout;
+        let Some(local) = self.server_local(server, deadline) else {
+            self.clients.operations[place].finished = true;
+            return;
+        };
+        let request = ServerRequest::Write { shard: shard.into(), operations: operations.to_vec(), idempotency: idempotency(planned) };
+        // To the history it is a write like any other.
+        let recorded = Request::Write { operations: operations.to_vec(), on_conflict: None, idempotency: idempotency(planned) };
+        let record = self.clients.recorder.begin(planned.client, self.now.0, recorded);
+        self.clients.operations[place].record = Some(record);
+        self.after(Duration(planned.timeout.0 + GRACE.0), Event::ClientGivesUp { operation: place, attempt: 0 });
+        self.step_server(server, ServerInput::Request { token: token(place, 0), request, deadline: local });
+    }
+
+    /// A server answers a client of its own.
+    pub(super) fn server_replied(&mut self, token: Token, reply: ServerReply) {
+        let (place, attempt) = of_token(token);
+        let shard = self.clients.operations.get(place).and_then(|running| match &running.planned.action {
+            Action::WriteAtServer { operations, .. } => self.clients.shard_at(operations.first()?.key()),
+            Action::Write { .. }
+            | Action::Read { .. }
+            | Action::ReadServer { .. }
+            | Action::AddServer { .. }
+            | Action::RemoveServer { .. }
+            | Action::MovePrimary { .. }
+            | Action::Status => None,
+        });
+        let reply = match reply {
+            ServerReply::Written { outcome, .. } => match (outcome.verdict, shard) {
+                (Verdict::Applied { written_count, skipped_count }, Some(shard)) => Reply::Written(Written {
+                    written_count: u64::from(written_count),
+                    skipped_count: u64::from(skipped_count),
+                    seen: BTreeMap::from([(shard, outcome.position)]),
+                }),
+                (Verdict::Conflict(keys), _) => Reply::Failed(RequestError::Exists(keys)),
+                (Verdict::Missing(keys), _) => Reply::Failed(RequestError::Missing(keys)),
+                (Verdict::KeyReused, _) => Reply::Failed(RequestError::KeyReused),
+                (Verdict::Applied { .. }, None) => return self.checks.fail("reply", || format!("{token} writes to no shard")),
+            },
+            ServerReply::Failed(error) => Reply::Failed(error),
+            other @ (ServerReply::Rows { .. } | ServerReply::Log { .. } | ServerReply::Shards { .. }) => {
+                return self.checks.fail("reply", || format!("a write at a server is answered {other:?}"));
+            }
+        };
+        self.after(Duration(100_000), Event::ClientReply { operation: place, attempt, reply });
+    }
+
+    /// A balancer answers: the answer is on its way.
+    pub(super) fn balancer_replied(&mut self, balancer: usize, token: Token, reply: Reply) {
+        let (place, attempt) = of_token(token);
+        let Some(running) = self.clients.operations.get(place) else {
+            return self.checks.fail("reply", || format!("balancer {balancer} answers {token}, which nobody asked"));
+        };
+        let planned = &running.planned;
+        if let Some(asked) = running.asked.as_ref().filter(|asked| running.attempt == attempt && !running.finished) {
+            let late = self.now.since(asked.deadline);
+            let since = self.balancers[balancer].running_since;
+            if late.0 > GRACE.0 && since < asked.deadline {
+                let text = format!("{planned} is answered {late} after its deadline");
+                return self.checks.fail("deadline", || text);
+            }
+        }
+        let delay = draw(self.keyed, planned, attempt, 1).between(50_000, 800_000);
+        self.after(Duration(delay), Event::ClientReply { operation: place, attempt, reply });
+    }
+
+    pub(super) fn client_reply(&mut self, place: usize, attempt: u32, reply: &Reply) {
+        let running = &self.clients.operations[place];
+        if running.finished || running.attempt != attempt {
+            return;
+        }
+        self.trace.event(self.now, 7, place as u64, u64::from(attempt));
+        self.trace.say(self.now, || format!("op{} is told {reply:?}", self.clients.operations[place].planned.id));
+        self.check_reply(place, reply);
+        if let Reply::Failed(error) = reply
+            && error.retryable()
+            && self.clients.operations[place].planned.retries
+        {
+            let ambiguous = error.applied() != Applied::No;
+            if attempt + 1 < ATTEMPTS_MAX || self.clients.operations[place].planned.id == INIT {
+                return self.client_comes_again(place, attempt, ambiguous);
+            }
+        }
+        let now = self.now.0;
+        let running = &mut self.clients.operations[place];
+        running.finished = true;
+        running.succeeded = !matches!(reply, Reply::Failed(_));
+        match reply {
+            Reply::Failed(error) if error.applied() == Applied::No => running.denied = true,
+            Reply::Failed(_) => running.ambiguous = true,
+            Reply::Added { .. } | Reply::Removed { .. } | Reply::Primary { .. } => self.checks.coverage.hit(Sometimes::AdminDone),
+            Reply::Initialised
+            | Reply::Status(_)
+            | Reply::Rows(_)
+            | Reply::ServerRows { .. }
+            | Reply::Written(_)
+            | Reply::Server { .. } => {}
+        }
+        self.checks.coverage.hit(Sometimes::ClientsAnswered);
+        if matches!(reply, Reply::Failed(RequestError::OutcomeUnknown)) {
+            self.checks.coverage.hit(Sometimes::ClientsUnknown);
+        }
+        if let Some(record) = running.record
+            && let Err(error) = self.clients.recorder.finish(record, now, reply)
+        {
+            self.checks.fail("history", || error.to_string());
+        }
+    }
+
+    /// The deadline and more have passed: nobody waits any longer.
+    pub(super) fn client_gives_up(&mut self, place: usize, attempt: u32) {
+        let running = &self.clients.operations[place];
+        if running.finished || running.attempt != attempt {
+            return;
+        }
+        if let Some(asked) = running.asked.clone() {
+            let same_life = self.balancer_incarnation(asked.balancer) == asked.incarnation;
+            let disturbed = self.balancers[asked.balancer].running_since > self.now_minus_timeout(place);
+            if same_life && self.is_running(asked.balancer) {
+                if !disturbed {
+                    let text = format!("{} is not answered by its deadline", self.clients.operations[place].planned);
+                    return self.checks.fail("deadline", || text);
+                }
+                self.step_balancer(asked.balancer, BalancerInput::Abandoned { token: token(place, attempt) });
+            }
+        }
+        self.client_comes_again(place, attempt, true);
+    }
+
+    fn now_minus_timeout(&self, place: usize) -> Instant {
+        Instant(self.now.0.saturating_sub(self.clients.operations[place].planned.timeout.0 + GRACE.0))
+    }
+
+    /// The process that was asked died: the connection breaks.
+    pub(super) fn clients_lose_balancer(&mut self, balancer: usize) {
+        for place in 0..self.clients.operations.len() {
+            let running = &self.clients.operations[place];
+            if !running.finished && running.asked.as_ref().is_some_and(|asked| asked.balancer == balancer) {
+                let attempt = running.attempt;
+                self.client_comes_again(place, attempt, true);
+            }
+        }
+    }
+
+    /// An attempt came to nothing: the next one, or the end.
+    fn client_comes_again(&mut self, place: usize, attempt: u32, ambiguous: bool) {
+        let keyed = self.keyed;
+        let running = &mut self.clients.operations[place];
+        running.ambiguous |= ambiguous;
+        let is_init = running.planned.id == INIT;
+        if running.planned.retries && (attempt + 1 < ATTEMPTS_MAX || is_init) {
+            // The tokens of /init may repeat after many attempts; each is answered or given up long before.
+            running.attempt = (attempt + 1) % 16;
+            let delay = draw(keyed, &running.planned, attempt, 2).between(5_000_000, 120_000_000);
+            let next = running.attempt;
+            self.checks.coverage.hit(Sometimes::ClientsRetried);
+            self.after(Duration(delay), Event::ClientSends { operation: place, attempt: next });
+        } else {
+            running.finished = true;
+        }
+    }
+
+    fn check_reply(&mut self, place: usize, reply: &Reply) {
+        match reply {
+            Reply::Written(written) => self.check_written(place, written),
+            Reply::Rows(rows) => self.check_rows(place, rows),
+            Reply::ServerRows { .. }
+            | Reply::Initialised
+            | Reply::Status(_)
+            | Reply::Added { .. }
+            | Reply::Removed { .. }
+            | Reply::Primary { .. }
+            | Reply::Server { .. }
+            | Reply::Failed(_) => {}
+        }
+    }
+
+    /// An acknowledged write stands in the log where the answer says, with these operations and these counts.
+    fn check_written(&mut self, place: usize, written: &Written) {
+        let planned = self.clients.operations[place].planned.clone();
+        let (Action::Write { operations, .. } | Action::WriteAtServer { operations, .. }) = &planned.action else {
+            return self.checks.fail("reply", || format!("{planned} is answered {written:?}"));
+        };
+        let mut parts: BTreeMap<ShardId, Vec<&Operation>> = BTreeMap::new();
+        for operation in operations {
+            match self.clients.shard_at(operation.key()) {
+                Some(shard) => parts.entry(shard).or_default().push(operation),
+                None => return self.checks.fail("reply", || format!("{planned} is acknowledged, no shard has {}", operation.key())),
+            }
+        }
+        if !parts.keys().eq(written.seen.keys()) {
+            return self.checks.fail("reply", || format!("{planned} is answered {written:?}"));
+        }
+        let (mut written_count, mut skipped_count) = (0, 0);
+        for (shard, position) in &written.seen {
+            let model = self.checks.shard(*shard).map(|shard| &shard.model);
+            let entry = model.and_then(|model| model.entry(position.index));
+            let effect = model.and_then(|model| model.effect(position.index));
+            let (Some(entry), Some(Effect::Executed(outcome))) = (entry, effect) else {
+                let text = format!("{planned} is acknowledged at {position} of {shard}, where {entry:?} did {effect:?}");
+                return self.checks.fail("I5", || text);
+            };
+            let same = entry.position == *position
+                && matches!(&entry.command, Command::Operations(stood) if same_operations(stood, parts.get(shard).map_or(&[][..], |part| part)));
+            let Verdict::Applied { written_count: wrote, skipped_count: skipped } = outcome.verdict else {
+                let text = format!("{planned} is acknowledged at {position} of {shard}: {outcome:?}");
+                return self.checks.fail("I4", || text);
+            };
+            if !same {
+                let text = format!("{planned} is acknowledged at {position} of {shard}, where {entry:?} stands");
+                return self.checks.fail("I4", || text);
+            }
+            written_count += u64::from(wrote);
+            skipped_count += u64::from(skipped);
+        }
+        if (written_count, skipped_count) != (written.written_count, written.skipped_count) {
+            return self.checks.fail("reply", || format!("{planned}: {written:?}, expected {written_count} and {skipped_count}"));
+        }
+        for (shard, position) in &written.seen {
+            self.told(planned.client, *shard, position.index, true);
+        }
+    }
+
+    /// A page is the state of each shard at the index that the answer names, and that index is late enough (I6).
+    fn check_rows(&mut self, place: usize, rows: &Rows) {
+        let running = &self.clients.operations[place];
+        let planned = running.planned.clone();
+        let (Action::Read { range, limit, level }, Some(asked)) = (&planned.action, running.asked.clone()) else {
+            return self.checks.fail("reply", || format!("{planned} is answered {rows:?}"));
+        };
+        for (shard, index) in &rows.seen {
+            let floor = match level {
+                Level::Linearizable => asked.floor.get(shard),
+                Level::Session => asked.session.get(shard),
+                Level::Stale => None,
+            };
+            if floor.is_some_and(|floor| index < floor) {
+                return self.checks.fail("I6", || format!("{planned} read {shard} at {index}; {floor:?} was acknowledged or seen before"));
+            }
+        }
+        // The end of what the page speaks for.
+        let speaks_to = rows.next.map_or(range.high, |next| Key(next.0.saturating_sub(1)));
+        let speaks_for = KeyRange { low: range.low, high: speaks_to };
+        let mut expected = Vec::new();
+        let mut by_key: Vec<_> = self.clients.shards.iter().map(|(id, (_, keys))| (keys.low, *id, *keys)).collect();
+        by_key.sort_unstable();
+        for (_, shard, keys) in by_key {
+            let part = keys.intersection(&speaks_for);
+            if part.is_empty() {
+                continue;
+            }
+            let (Some(index), Some(known)) = (rows.seen.get(&shard), self.checks.shard(shard)) else {
+                // A shard that was added after the read began need not be in it.
+                if self.checks.shard(shard).is_some_and(|known| known.acked.0 > 0 && asked.floor.contains_key(&shard)) {
+                    return self.checks.fail("I6", || format!("{planned} left {shard} out: {rows:?}"));
+                }
+                continue;
+            };
+            if *index > known.model.last() {
+                return self.checks.fail("I6", || format!("{planned} read {shard} at {index}, which is not committed"));
+            }
+            expected.extend(known.model.rows(part, *index).cloned());
+        }
+        if rows.rows != expected || rows.rows.len() > *limit as usize {
+            return self.checks.fail("I6", || format!("{planned} is answered {rows:?}, expected {expected:?}"));
+        }
+        for (shard, index) in &rows.seen {
+            self.told(planned.client, *shard, *index, *level == Level::Linearizable);
+        }
+    }
+
+    fn told(&mut self, client: u32, shard: ShardId, index: LogIndex, everyone: bool) {
+        let token = self.clients.tokens.entry(client).or_default().entry(shard).or_default();
+        *token = (*token).max(index);
+        if everyone {
+            let observed = self.clients.observed.entry(shard).or_default();
+            *observed = (*observed).max(index);
+        }
+    }
+
+    /// At the end: nothing was executed twice, nothing that was denied was executed.
+    pub(super) fn check_executions(&mut self) {
+        let mut executed: BTreeMap<(ShardId, i64), u32> = BTreeMap::new();
+        for (shard, known) in self.checks.shards() {
+            for (entry, effect) in known.model.iter() {
+                let Effect::Executed(outcome) = effect else { continue };
+                let (Command::Operations(operations), Verdict::Applied { .. }) = (&entry.command, &outcome.verdict) else { continue };
+                for operation in operations {
+                    let value = match operation {
+                        Operation::Insert { row, .. } => row.values.get(1),
+                        Operation::Update { set, .. } => set.first().map(|(_, value)| value),
+                        Operation::Delete { .. } => None,
+                    };
+                    if let Some(twinshard_core::value::Value::Integer(value)) = value {
+                        *executed.entry((shard, *value)).or_default() += 1;
+                    }
+                }
+            }
+        }
+        if let Some(((shard, value), count)) = executed.iter().find(|(_, count)| **count > 1) {
+            let (shard, value, count) = (*shard, *value, *count);
+            return self.checks.fail("I4", || format!("value {value} was written {count} times in {shard}"));
+        }
+        let denied: Vec<u32> = self
+            .clients
+            .operations
+            .iter()
+            .filter(|running| running.finished && running.denied && !running.ambiguous)
+            .map(|running| running.planned.id)
+            .collect();
+        let value_of = |value: i64| operation_of_value(&twinshard_core::value::Value::Integer(value));
+        let wrong = executed.keys().find(|(_, value)| value_of(*value).is_some_and(|id| denied.contains(&id)));
+        if let Some((shard, value)) = wrong {
+            let (shard, value) = (*shard, *value);
+            self.checks.fail("R25", || format!("value {value} was denied and written in {shard}"));
+        }
+    }
+}
+
+fn same_operations(stood: &[Operation], asked: &[&Operation]) -> bool {
+    stood.len() == asked.len()
+        && stood.iter().zip(asked).all(|(one, other)| match (one, other) {
+            // The mode is the request's or the cluster's.
+            (Operation::Insert { row, .. }, Operation::Insert { row: asked, .. }) => row == asked,
+            (one, other) => one == *other,
+        })
+}

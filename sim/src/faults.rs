@@ -1,0 +1,199 @@
+//! Faults as windows: what goes wrong, from when, for how long, where. Plain data; the worlds carry them out.
+
+use core::fmt;
+use twinshard_core::{
+    id::ServerId,
+    time::{Duration, Instant},
+};
+
+/// One end of a link, as a plan names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Place {
+    /// A server. Ids are minted in order, so the plan can name servers that do not exist yet.
+    Server(ServerId),
+    /// A balancer, by its place, over all its restarts.
+    Balancer(usize),
+    /// Everyone else.
+    Others,
+}
+
+impl Place {
+    /// A number of its own, for keys and hashes.
+    #[must_use]
+    pub const fn code(self) -> u64 {
+        match self {
+            Self::Server(id) => 1_000 + id.0,
+            Self::Balancer(place) => 1 + place as u64,
+            Self::Others => 0,
+        }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Server(id) => id.fmt(f),
+            Self::Balancer(place) => write!(f, "balancer {place}"),
+            Self::Others => f.write_str("everyone else"),
+        }
+    }
+}
+
+/// Which way a cut link does not work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Way {
+    /// Neither way.
+    Both,
+    /// From the first to the second.
+    Forth,
+    /// From the second to the first.
+    Back,
+}
+
+/// What a disk loses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Loss {
+    /// Everything.
+    Disk,
+    /// The log; the rows are there.
+    Log,
+    /// The rows; the log is there.
+    Rows,
+}
+
+/// What a register does wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum RegisterFault {
+    /// It does the work and its answer is lost.
+    LostReply,
+    /// It says nothing, and does the work later.
+    Late,
+    /// It does nothing and says so.
+    Unavailable,
+    /// Somebody else writes between: the version moves.
+    Touched,
+}
+
+/// Something that goes wrong while its window lasts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Fault {
+    /// Messages to or from a place (`Others`: all) suffer. Chances in a million.
+    Weather {
+        /// Whose.
+        place: Place,
+        /// Lost.
+        loss_ppm: u32,
+        /// Delivered twice.
+        duplicate_ppm: u32,
+        /// Delayed by up to `straggler_max`.
+        straggler_ppm: u32,
+        /// The longest delay.
+        straggler_max: Duration,
+    },
+    /// A link does not work.
+    Cut {
+        /// One end.
+        a: Place,
+        /// The other.
+        b: Place,
+        /// Which way.
+        way: Way,
+    },
+    /// A process dies at the start and is started again at the end, unless somebody did before.
+    Crash {
+        /// Which.
+        place: Place,
+    },
+    /// All processes die at the start and are started again at the end.
+    PowerLoss,
+    /// A server dies at the start, loses what it had, and is started again at the end.
+    DiskLoss {
+        /// Which.
+        server: ServerId,
+        /// What it loses.
+        loss: Loss,
+    },
+    /// What the row store of a server holds of one replica is damaged at the start.
+    Rot {
+        /// Which server.
+        server: ServerId,
+        /// Which of its replicas.
+        pick: u64,
+    },
+    /// A process stands still; what comes for it waits.
+    Pause {
+        /// Which.
+        place: Place,
+    },
+    /// The fsyncs of a server take up to so long.
+    SlowDisk {
+        /// Which.
+        server: ServerId,
+        /// The longest.
+        sync_max: Duration,
+    },
+    /// The row store of a server answers `Unavailable`.
+    StoreDown {
+        /// Which.
+        server: ServerId,
+    },
+    /// The register misbehaves towards one balancer (`Others`: all).
+    Register {
+        /// Whom it serves badly.
+        place: Place,
+        /// How.
+        fault: RegisterFault,
+        /// How often, in a million.
+        ppm: u32,
+    },
+    /// The provisioner fails.
+    ProvisionFails,
+}
+
+/// A fault and its window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Window {
+    /// When it begins.
+    pub start: Instant,
+    /// How long it lasts.
+    pub length: Duration,
+    /// What.
+    pub fault: Fault,
+}
+
+impl Window {
+    /// When it is over.
+    #[must_use]
+    pub fn end(&self) -> Instant {
+        self.start + self.length
+    }
+}
+
+impl fmt::Display for Window {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} for {}: {}", self.start, self.length, self.fault)
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Weather { place, loss_ppm, duplicate_ppm, straggler_ppm, straggler_max } => write!(
+                f,
+                "weather at {place}: {loss_ppm} ppm lost, {duplicate_ppm} ppm twice, {straggler_ppm} ppm up to {straggler_max} late"
+            ),
+            Self::Cut { a, b, way: Way::Both } => write!(f, "{a} and {b} are cut off"),
+            Self::Cut { a, b, way: Way::Forth } => write!(f, "nothing gets from {a} to {b}"),
+            Self::Cut { a, b, way: Way::Back } => write!(f, "nothing gets from {b} to {a}"),
+            Self::Crash { place } => write!(f, "{place} is down"),
+            Self::PowerLoss => f.write_str("everything is down"),
+            Self::DiskLoss { server, loss } => write!(f, "{server} is down and loses its {loss:?}"),
+            Self::Rot { server, pick } => write!(f, "{server} has damaged rows of replica {pick}"),
+            Self::Pause { place } => write!(f, "{place} stands still"),
+            Self::SlowDisk { server, sync_max } => write!(f, "{server} syncs in up to {sync_max}"),
+            Self::StoreDown { server } => write!(f, "the row store of {server} does not answer"),
+            Self::Register { place, fault, ppm } => write!(f, "the register towards {place}: {fault:?}, {ppm} ppm"),
+            Self::ProvisionFails => f.write_str("the provisioner fails"),
+        }
+    }
+}
