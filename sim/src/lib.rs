@@ -7,7 +7,11 @@ pub mod plan;
 pub mod trace;
 
 pub mod explorer;
+pub mod swarm;
+
+pub mod minimize;
 pub mod panics;
+pub mod search;
 
 #[cfg(feature = "turmoil")]
 pub mod turmoil;

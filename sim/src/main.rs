@@ -1,2 +1,120 @@
-//! x
-fn main() {}
+//! `twinshard-sim`: burns seeds, plays scenarios, shrinks what fails. Exit codes: 0 fine, 1 a violation, 2 wrong usage.
+
+use clap::{Args, Parser, Subcommand};
+use std::{
+    process::ExitCode,
+    sync::atomic::{AtomicU64, Ordering},
+    time::Instant,
+};
+use twinshard_core::planted::{Bug, Planted};
+use twinshard_sim::{
+    search::{self, Search},
+    swarm,
+};
+
+/// Plays Twinshard in simulated worlds.
+#[derive(Debug, Parser)]
+#[command(version, about)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Plays many seeds of the general scenario and shrinks the first that fails.
+    Explore(Explore),
+}
+
+#[derive(Debug, Args)]
+struct Explore {
+    /// How many seeds to play.
+    #[arg(long, default_value_t = 1_000)]
+    seeds: u64,
+    /// The first seed.
+    #[arg(long, default_value_t = 0)]
+    start: u64,
+    /// On how many threads.
+    #[arg(long, default_value_t = 1)]
+    jobs: usize,
+    /// Plants a bug; then a run without a violation is the failure.
+    #[arg(long, value_name = "NAME")]
+    planted: Option<String>,
+    /// Prints the trace of the last seed (with --seeds 1: of that seed).
+    #[arg(long)]
+    trace: bool,
+    /// Does not shrink what fails.
+    #[arg(long)]
+    no_shrink: bool,
+}
+
+fn main() -> ExitCode {
+    match Cli::parse().command {
+        Command::Explore(arguments) => explore(&arguments),
+    }
+}
+
+fn planted(name: Option<&str>) -> Result<Planted, String> {
+    let Some(name) = name else { return Ok(Planted::NONE) };
+    let full = |bug: &&Bug| bug.name() == name || bug.name().strip_prefix("planted-") == Some(name);
+    Bug::ALL.iter().find(full).map(|bug| Planted::with(*bug)).ok_or_else(|| {
+        let names: Vec<_> = Bug::ALL.iter().map(|bug| bug.name()).collect();
+        format!("there is no planted bug '{name}'; there are:\n  {}", names.join("\n  "))
+    })
+}
+
+fn explore(arguments: &Explore) -> ExitCode {
+    let bug = match planted(arguments.planted.as_deref()) {
+        Ok(bug) => bug,
+        Err(text) => {
+            eprintln!("{text}");
+            return ExitCode::from(2);
+        }
+    };
+    if arguments.trace {
+        let result = search::play_with_text(&swarm::plan(arguments.start, bug));
+        for line in &result.text {
+            println!("{line}");
+        }
+        println!("hash {} after {} steps", result.hash, result.events);
+        return result.violation.map_or(ExitCode::SUCCESS, |violation| {
+            println!("{violation}");
+            ExitCode::from(1)
+        });
+    }
+    let begun = Instant::now();
+    let done = AtomicU64::new(0);
+    let found = search::search(Search { start: arguments.start, count: arguments.seeds, jobs: arguments.jobs, planted: bug }, |_| {
+        let done = done.fetch_add(1, Ordering::Relaxed) + 1;
+        if done % 1_000 == 0 {
+            eprintln!("{done} seeds, {:.0} a second", done as f64 / begun.elapsed().as_secs_f64());
+        }
+    });
+    let seconds = begun.elapsed().as_secs_f64();
+    eprintln!("{:.0} seeds/s, {:.0} events/s", found.seeds as f64 / seconds, found.events as f64 / seconds);
+    println!("{} seeds, {} events, hash {}", found.seeds, found.events, found.hash);
+    if let Some((took, seed)) = found.slowest {
+        println!("slowest to come back: {took} (seed {seed})");
+    }
+    for (name, count) in found.coverage.iter() {
+        println!("  {count:>12} {name}");
+    }
+    let Some((seed, violation, at)) = found.failure else {
+        println!("no violation");
+        return if arguments.planted.is_some() { ExitCode::from(1) } else { ExitCode::SUCCESS };
+    };
+    println!("VIOLATION in seed {seed} at {at}: {violation}");
+    let name = arguments.planted.as_deref().map(|name| format!(" --planted {name}")).unwrap_or_default();
+    println!("reproduce: twinshard-sim explore --start {seed} --seeds 1{name}");
+    if !arguments.no_shrink {
+        let plan = swarm::plan(seed, bug);
+        let (small, runs) = search::shrink(&plan, violation.rule);
+        let again = search::play(&small);
+        println!("shrunk from {} to {} parts in {runs} runs:", plan.size(), small.size());
+        print!("{small}");
+        if let Some(violation) = again.violation {
+            println!("{violation}");
+        }
+    }
+    if arguments.planted.is_some() { ExitCode::SUCCESS } else { ExitCode::from(1) }
+}

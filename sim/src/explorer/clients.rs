@@ -235,7 +235,14 @@ impl World {
         self.step_balancer(balancer, BalancerInput::Request { token: token(place, attempt), request, deadline: local });
     }
 
-    fn client_sends_to_server(&mut self, place: usize, planned: &PlannedOperation, server: ServerId, shard: &str, operations: &[Operation]) {
+    fn client_sends_to_server(
+        &mut self,
+        place: usize,
+        planned: &PlannedOperation,
+        server: ServerId,
+        shard: &str,
+        operations: &[Operation],
+    ) {
         let deadline = self.now + planned.timeout;
         let Some(local) = self.server_local(server, deadline) else {
             self.clients.operations[place].finished = true;
@@ -290,7 +297,7 @@ impl World {
             return self.checks.fail("reply", || format!("balancer {balancer} answers {token}, which nobody asked"));
         };
         let planned = &running.planned;
-        if let Some(asked) = running.asked.as_ref().filter(|asked| running.attempt == attempt && !running.finished) {
+        if let Some(asked) = running.asked.as_ref().filter(|_| running.attempt == attempt && !running.finished) {
             let late = self.now.since(asked.deadline);
             let since = self.balancers[balancer].running_since;
             if late.0 > GRACE.0 && since < asked.deadline {
@@ -395,6 +402,11 @@ impl World {
             self.after(Duration(delay), Event::ClientSends { operation: place, attempt: next });
         } else {
             running.finished = true;
+            if let Some(record) = running.record
+                && let Err(error) = self.clients.recorder.give_up(record)
+            {
+                self.checks.fail("history", || error.to_string());
+            }
         }
     }
 

@@ -24,7 +24,10 @@ use twinshard_core::{
     config::Configuration,
     id::{Epoch, LogIndex, NodeId, Position, ReplicaId, ServerId, ShardId},
     map::{ClusterMap, ReplicaStage},
-    message::{Execute, ExecuteResult, Freshness, LeadStage, Message, Read, ReadResult, ReplicaBody, ReplicaMessage, Tag, ToBalancer, ToServer},
+    message::{
+        Execute, ExecuteResult, Freshness, LeadStage, Message, Read, ReadResult, ReplicaBody, ReplicaMessage, Tag, ToBalancer, ToServer,
+    },
+    server::ServerMachine,
     storage::{LogRecord, StoreCommand},
 };
 
@@ -260,6 +263,14 @@ impl Checks {
             log.or_else(|| self.graves.get(*member)).is_some_and(|log| log.holds(position))
         };
         config.members.iter().filter(holds).count()
+    }
+
+    /// A server has made a step: what its replicas take for committed is compared.
+    pub(super) fn on_step(&mut self, servers: &Servers, machine: &ServerMachine) {
+        for replica in machine.replicas().filter(|replica| replica.lost().is_none()) {
+            let epoch = (replica.lead() == Some(LeadStage::Active)).then(|| replica.promised());
+            self.claim(servers, replica.id(), replica.watermarks().commit, epoch);
+        }
     }
 
     // ---- logs and rows
@@ -661,9 +672,10 @@ impl Checks {
             return self.fail("I4", || format!("{} answers {outcome:?}, expected {expected:?}", asked.replica));
         }
         // The answer must be to this command: by its request id, or by the client's key.
-        let own = asked.execute.request.is_some_and(|request| {
-            entry.request.is_some_and(|given| (given.session, given.number) == (request.session, request.number))
-        });
+        let own = asked
+            .execute
+            .request
+            .is_some_and(|request| entry.request.is_some_and(|given| (given.session, given.number) == (request.session, request.number)));
         let keyed = asked.execute.idempotency.is_some() && asked.execute.idempotency == entry.idempotency;
         let same_rows = matches!(&entry.command, Command::Operations(operations) if *operations == *asked.execute.operations);
         if !(own || keyed) || !same_rows {
@@ -711,6 +723,7 @@ impl Checks {
         let mut expected = model.rows(read.range, at.index);
         let agrees = rows.iter().all(|row| expected.next() == Some(row)) && rows.len() <= read.limit as usize;
         let left = expected.next().cloned();
+        drop(expected);
         if !agrees || (left.is_some() && !more) {
             let text = format!("{} reads {rows:?} (more: {more}) in {:?} at {at}, then comes {left:?}", read.replica, read.range);
             self.fail("I6", || text);

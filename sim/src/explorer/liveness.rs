@@ -169,8 +169,7 @@ impl World {
             Action::Read { range: KeyRange { low: shard.low, high: shard.range().high }, limit: 1_000, level: Level::Linearizable }
         };
         let balancer = number as usize % self.balancers.len().max(1);
-        let planned =
-            PlannedOperation { id, at: self.now, client: u32::MAX, balancer, timeout: PROBE_TIMEOUT, retries: false, action };
+        let planned = PlannedOperation { id, at: self.now, client: u32::MAX, balancer, timeout: PROBE_TIMEOUT, retries: false, action };
         let place = self.clients.add(planned);
         self.at(self.now, Event::ClientSends { operation: place, attempt: 0 });
         place
@@ -179,7 +178,8 @@ impl World {
     /// Members whose logs do not end alike, or whose rows cannot catch up.
     fn apart(&self, id: ShardId, shard: &ShardRecord) -> Option<String> {
         let current = shard.current.as_ref()?;
-        let ends: Vec<_> = current.members.iter().map(|member| (*member, self.log_of(*member).map(|log| (log.last(), log.commit)))).collect();
+        let ends: Vec<_> =
+            current.members.iter().map(|member| (*member, self.log_of(*member).map(|log| (log.last(), log.commit)))).collect();
         let first = ends.first()?.1.map(|(last, _)| last);
         if first.is_none() || ends.iter().any(|(_, end)| end.map(|(last, _)| last) != first) {
             return Some(format!("{id} has {current} and its logs end at {ends:?}"));

@@ -242,8 +242,7 @@ impl ShardModel {
             };
         }
         let outcome = self.execute(entry);
-        self.idempotency
-            .insert(idempotency.key.clone(), IdempotencyState { body_hash: idempotency.body_hash, outcome: outcome.clone() });
+        self.idempotency.insert(idempotency.key.clone(), IdempotencyState { body_hash: idempotency.body_hash, outcome: outcome.clone() });
         while self.idempotency.len() > self.memory.idempotency_max {
             let oldest = self.idempotency.iter().min_by_key(|(_, state)| state.outcome.position.index).map(|(key, _)| key.clone());
             if let Some(oldest) = oldest {
@@ -329,11 +328,7 @@ fn place_after(index: LogIndex) -> usize {
     usize::try_from(index.0).unwrap_or(usize::MAX)
 }
 
-fn hash_state(
-    sessions: &BTreeMap<SessionId, SessionState>,
-    idempotency: &BTreeMap<Box<str>, IdempotencyState>,
-    floor: SessionId,
-) -> u64 {
+fn hash_state(sessions: &BTreeMap<SessionId, SessionState>, idempotency: &BTreeMap<Box<str>, IdempotencyState>, floor: SessionId) -> u64 {
     let mut hasher = StableHasher::default();
     sessions.hash(&mut hasher);
     floor.hash(&mut hasher);

@@ -43,7 +43,9 @@ impl Subject {
                 ToServer::Execute(execute) => {
                     (9, execute.operations.first().map_or(0, |operation| fold(execute.replica.0, subject_of(operation))))
                 }
-                ToServer::Read(read) => (10, fold(read.replica.0, fold(read.range.low.0.cast_unsigned(), read.range.high.0.cast_unsigned()))),
+                ToServer::Read(read) => {
+                    (10, fold(read.replica.0, fold(read.range.low.0.cast_unsigned(), read.range.high.0.cast_unsigned())))
+                }
                 ToServer::Home { tag } => (11, tag.number),
             },
             Message::ToBalancer(message) => match message {

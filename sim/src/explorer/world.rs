@@ -35,7 +35,7 @@ use twinshard_core::{
     planted::Bug,
     request::Reply,
     server::{ServerConfig, ServerMachine},
-    storage::{LostReason, Recovered, RecoveredReplica, StoreCommand, ViewState},
+    storage::{LogBatch, LostReason, Recovered, RecoveredReplica, StoreCommand, ViewState},
     time::{Duration, Instant},
 };
 
@@ -335,11 +335,21 @@ impl World {
         self.trace.say(self.now, || format!("{id} <- {}", short(&input)));
         let mut out = core::mem::take(&mut self.server_out);
         machine.step(node.process.local(self.now), input, &mut out);
-        for effect in out.drain(..) {
+        // Writes first: what a step sends may speak of what it writes.
+        for effect in &mut out {
             self.trace.say(self.now, || format!("    {id} -> {}", short(&effect)));
+            if let ServerEffect::Persist { token, batch } = effect {
+                let batch = core::mem::take(batch);
+                self.write_log(id, *token, batch);
+            }
+        }
+        for effect in out.drain(..) {
             self.server_effect(id, effect);
         }
         self.server_out = out;
+        if let Some(machine) = self.servers.get(&id).and_then(|node| node.machine.as_ref()) {
+            self.checks.on_step(&self.servers, machine);
+        }
         self.rearm_server(id);
     }
 
@@ -363,20 +373,7 @@ impl World {
                 self.checks.on_say(&self.servers, id, to, &message);
                 self.carry_from_server(id, to, message);
             }
-            ServerEffect::Persist { token, batch } => {
-                let Some(node) = self.servers.get_mut(&id) else { return };
-                let checks = &mut self.checks;
-                match node.log.write(token, batch, |before, record| checks.on_record(id, before, record)) {
-                    Err(text) => self.checks.fail("log", || format!("{id} writes {text}")),
-                    Ok(sync) => {
-                        let batch = self.servers.get(&id).map_or(&[][..], |node| node.log.last_written());
-                        self.checks.on_written(&self.servers, batch);
-                        if sync {
-                            self.start_sync(id);
-                        }
-                    }
-                }
-            }
+            ServerEffect::Persist { .. } => {}
             ServerEffect::Store { token, replica, command } => {
                 self.checks.on_store(&self.servers, replica, &command);
                 let weather = self.plan.topology.storage;
@@ -392,6 +389,21 @@ impl World {
             }
             ServerEffect::Reply { token, reply } => self.server_replied(token, reply),
             ServerEffect::Note(note) => self.note(&note),
+        }
+    }
+
+    fn write_log(&mut self, id: ServerId, token: Token, batch: LogBatch) {
+        let Some(node) = self.servers.get_mut(&id) else { return };
+        let checks = &mut self.checks;
+        match node.log.write(token, batch, |before, record| checks.on_record(id, before, record)) {
+            Err(text) => self.checks.fail("log", || format!("{id} writes {text}")),
+            Ok(sync) => {
+                let batch = self.servers.get(&id).map_or(&[][..], |node| node.log.last_written());
+                self.checks.on_written(&self.servers, batch);
+                if sync {
+                    self.start_sync(id);
+                }
+            }
         }
     }
 
@@ -704,9 +716,7 @@ impl World {
                 self.servers.entry(server).or_default().wanted = true;
                 self.start_server(server);
                 let host = server.to_string();
-                ProvisionAnswer::Started {
-                    address: Address { http: format!("{host}:5000").into(), peer: format!("{host}:6000").into() },
-                }
+                ProvisionAnswer::Started { address: Address { http: format!("{host}:5000").into(), peer: format!("{host}:6000").into() } }
             }
             ProvisionCommand::Stop { server, .. } => {
                 self.crash_server(server);
