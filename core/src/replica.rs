@@ -20,6 +20,7 @@ mod session;
 pub mod view;
 
 mod catch_up;
+mod durability;
 mod read_round;
 mod reconfigure;
 mod replication;
@@ -41,6 +42,7 @@ use crate::{
     watermark::Watermarks,
 };
 use catch_up::{Intake, Lending, Swap};
+use durability::After;
 use read_round::{Asking, ReadTable};
 use reconfigure::Fetch;
 use replication::Lead;
@@ -95,17 +97,6 @@ pub(crate) enum StorePurpose {
     Close,
 }
 
-/// What holds back until writes are durable.
-#[derive(Clone, Debug)]
-enum After {
-    /// A promise (R3).
-    Promised { to: NodeId, epoch: Epoch, last: Position },
-    /// An acknowledgement to the primary.
-    Acknowledge { to: ReplicaId, epoch: Epoch, matched: LogIndex },
-    /// The swap of a staged snapshot (R1).
-    Swap,
-}
-
 /// What the replica does in its epoch.
 #[derive(Clone, Debug)]
 enum Role {
@@ -116,6 +107,10 @@ enum Role {
     /// It leads.
     Leading(Box<Lead>),
 }
+
+/// How many of the last entries the deep check looks at.
+#[cfg(debug_assertions)]
+const DEEP_ENTRIES: usize = 16;
 
 /// What a replica is told of its surroundings.
 #[derive(Clone, Debug)]
@@ -456,23 +451,6 @@ impl Replica {
         }
     }
 
-    /// The batch of that number is durable, and so are all before it.
-    pub(crate) fn persisted(&mut self, now: Instant, number: u64) {
-        self.persisted = self.persisted.max(number);
-        while let Some((write, end)) = self.writes.front().copied() {
-            if write > self.persisted {
-                break;
-            }
-            self.durable = self.durable.max(end);
-            self.writes.pop_front();
-        }
-        while self.after.front().is_some_and(|(write, _)| *write <= self.persisted) {
-            if let Some((_, after)) = self.after.pop_front() {
-                self.carry_on(now, after);
-            }
-        }
-    }
-
     /// Time has passed.
     pub(crate) fn tick(&mut self, now: Instant) {
         if self.lost.is_some() {
@@ -498,7 +476,7 @@ impl Replica {
             self.acknowledge();
         }
         self.close_batch();
-        self.deadline = self.earliest_deadline();
+        self.deadline = self.earliest_deadline(now);
         self.check_invariants();
     }
 
@@ -581,114 +559,6 @@ impl Replica {
         self.intake = None;
     }
 
-    /// The number of the batch after which everything written up to here is durable.
-    fn write_order(&self) -> u64 {
-        self.issued + u64::from(!self.batch.is_empty())
-    }
-
-    fn carry_on(&mut self, now: Instant, after: After) {
-        match after {
-            After::Promised { to, epoch, last } => {
-                self.tell(to, ToBalancer::Promised { replica: self.id, epoch, last });
-            }
-            // An acknowledgement of an epoch left behind helps nobody any more: the promise reported what it was about.
-            After::Acknowledge { to, epoch, matched } => {
-                if epoch == self.promised {
-                    let before = self.acknowledgement.filter(|(_, of, _)| *of == epoch).map_or(LogIndex(0), |(_, _, before)| before);
-                    self.acknowledgement = Some((to, epoch, matched.max(before)));
-                }
-            }
-            After::Swap => self.on_reset_durable(now),
-        }
-    }
-
-    /// Does it now if everything written so far is durable, else once it is.
-    fn once_durable(&mut self, now: Instant, after: After) {
-        let order = self.write_order();
-        if order <= self.persisted {
-            self.carry_on(now, after);
-        } else {
-            self.after.push_back((order, after));
-        }
-    }
-
-    fn acknowledge(&mut self) {
-        if let Some((to, epoch, matched)) = self.acknowledgement.take()
-            && epoch == self.promised
-        {
-            self.send(to, ReplicaBody::Appended { matched });
-        }
-    }
-
-    /// Drops the log after the index, in memory and on disk.
-    fn truncate(&mut self, after: LogIndex) {
-        assert!(after >= self.commit, "I2: {} is to drop what follows {after} but knows {} to be committed", self.id, self.commit);
-        self.log.truncate(after);
-        self.batch.push(LogRecord::Truncate { replica: self.id, after });
-        self.cut_durable(after);
-    }
-
-    /// What is on its way to the disk beyond the index is no longer part of the log.
-    fn cut_durable(&mut self, after: LogIndex) {
-        self.durable = self.durable.min(after);
-        for (_, end) in &mut self.writes {
-            *end = (*end).min(after);
-        }
-    }
-
-    fn close_batch(&mut self) {
-        if self.batch.is_empty() {
-            return;
-        }
-        // A hint that rides along, never for its own sake; it stands behind the entries it speaks of.
-        let commit = self.commit.min(self.log.last().index);
-        if commit > self.commit_hint {
-            self.commit_hint = commit;
-            self.batch.push(LogRecord::Commit { replica: self.id, index: commit });
-        }
-        self.compact();
-        self.issued += 1;
-        self.writes.push_back((self.issued, self.log.last().index));
-    }
-
-    /// Drops what the rows hold durably and no follower is likely to want (DESIGN 4; R8 for learners).
-    fn compact(&mut self) {
-        let settings = &self.context.settings;
-        if self.swap.is_some() {
-            return;
-        }
-        let base = self.log.base().index;
-        let flushed = self.view.flushed().index.min(self.durable);
-        if flushed <= base {
-            return;
-        }
-        let behind = flushed.0 - base.0;
-        let keep = settings.log_keep_count as u64;
-        let mut to = if self.log.size_bytes() > settings.log_keep_bytes {
-            // Half of what is flushed at once, so that it is not done at every step.
-            base.0 + behind.div_ceil(2)
-        } else if behind > keep + keep / 4 {
-            flushed.0 - keep
-        } else {
-            return;
-        };
-        // Within a bound the log waits for those who fetch a snapshot now.
-        if behind <= keep.saturating_mul(4) {
-            for lending in self.lendings.values() {
-                if let Some(position) = lending.position() {
-                    to = to.min(position.index.0.max(base.0));
-                }
-            }
-        }
-        if to <= base.0 {
-            return;
-        }
-        if let Some(base) = self.log.position(LogIndex(to)) {
-            self.log.compact(base.index);
-            self.batch.push(LogRecord::Compact { replica: self.id, base });
-        }
-    }
-
     fn send(&mut self, to: ReplicaId, body: ReplicaBody) {
         self.send_as(to, self.promised, body);
     }
@@ -715,11 +585,13 @@ impl Replica {
         (self.context.owner.0 << 32) | self.minted_count
     }
 
-    fn earliest_deadline(&self) -> Option<Instant> {
+    fn earliest_deadline(&self, now: Instant) -> Option<Instant> {
         if self.lost.is_some() {
             return None;
         }
-        let view = if self.swap.is_some() { None } else { self.view.next_deadline() };
+        // The view has just done what it could: what is still due waits for the disk, and is looked at again in a moment.
+        let again = now + self.context.settings.resend_after;
+        let view = self.view.next_deadline().filter(|_| self.swap.is_none()).map(|due| if due <= now { again } else { due });
         [
             self.followers_deadline(),
             self.rounds_deadline(),
@@ -771,17 +643,21 @@ impl Replica {
     /// What takes longer to check: in simulation and tests only.
     #[cfg(debug_assertions)]
     fn check_deeply(&self) {
-        let mut last = self.log.base();
-        for entry in self.log.entries() {
-            assert!(
-                entry.position.index == last.index.next() && entry.position.epoch >= last.epoch,
-                "I2: {} has {} after {last}",
-                self.id,
-                entry.position
-            );
-            last = entry.position;
-        }
+        let last = self.log.last();
         assert!(last.epoch <= self.promised, "{}: an entry of {} above the promise {}", self.id, last.epoch, self.promised);
+        assert!(self.log.position(self.commit).is_some(), "{}: {} is committed and not in the log", self.id, self.commit);
+        assert!(self.writes.iter().zip(self.writes.iter().skip(1)).all(|(one, next)| one.0 < next.0), "{}: writes out of order", self.id);
+        let mut before = None;
+        for entry in self.log.entries().rev().take(DEEP_ENTRIES) {
+            if let Some(before) = before.replace(entry.position) {
+                assert!(
+                    entry.position.index.next() == before.index && entry.position.epoch <= before.epoch,
+                    "I2: {} has {before} after {}",
+                    self.id,
+                    entry.position
+                );
+            }
+        }
     }
 
     #[cfg(not(debug_assertions))]

@@ -9,7 +9,7 @@ mod lifecycle;
 mod requests;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use inspect::ReplicaView;
 

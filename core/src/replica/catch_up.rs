@@ -6,7 +6,7 @@
 //!   lender: open -> read piece by piece -> closed when idle
 //! ```
 
-use super::{After, Replica, Role, StorePurpose, view::View, view_limits};
+use super::{Replica, Role, StorePurpose, durability::After, view::View, view_limits};
 use crate::{
     id::{Epoch, LogIndex, Position, ReplicaId, SnapshotId, StageId},
     message::{ReadRefusal, ReplicaBody},

@@ -4,7 +4,8 @@
 //! Vertical Paxos II (Lamport, Malkhi, Zhou 2009): state is transferred before the configuration is activated.
 
 use super::{
-    After, Replica, Role,
+    Replica, Role,
+    durability::After,
     replication::{Follower, Lead, is_contiguous},
 };
 use crate::{
@@ -309,7 +310,7 @@ impl Replica {
         self.begun = self.promised;
         self.role = Role::Leading(Box::new(Lead {
             config,
-            stage: LeadStage::Installing,
+            stage: if self.commit >= barrier { LeadStage::Active } else { LeadStage::Installing },
             barrier,
             followers,
             pending: BTreeMap::new(),

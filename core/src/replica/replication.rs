@@ -3,7 +3,7 @@
 //! Raft's log rules (Ongaro and Ousterhout 2014, section 5.3) with flexible write quorums (Howard et al. 2016). Unlike Raft's, the
 //! commit rule has a precondition outside the log: the map must have activated the epoch.
 
-use super::{After, Replica, ReplicaEffect, Role, read_round::Rounds};
+use super::{Replica, ReplicaEffect, Role, durability::After, read_round::Rounds};
 use crate::{
     command::{Command, Entry},
     config::Configuration,

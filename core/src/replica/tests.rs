@@ -1,6 +1,8 @@
 //! Stories of one shard, told to whole servers: each names what the protocol promises.
 
 mod catch_up;
+#[cfg(feature = "planted")]
+mod planted;
 mod reads;
 mod reconfiguration;
 mod replication;

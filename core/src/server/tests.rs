@@ -39,7 +39,7 @@ fn map(stages: &[(u64, ReplicaStage)]) -> ClusterMap {
     map
 }
 
-fn ready(count: u64) -> ClusterMap {
+pub(crate) fn ready(count: u64) -> ClusterMap {
     map(&(1..=count).map(|id| (id, ReplicaStage::Ready)).collect::<Vec<_>>())
 }
 
