@@ -1,11 +1,50 @@
-//! The balancer machine: routes requests, watches servers, and as controller moves the cluster towards what the map wants.
+//! The balancer machine: routes requests, watches servers, and as controller moves the cluster towards what the map wants. Never trusts its
+//! own intention: it acts on maps that it has read back (R10).
+//!
+//! ```text
+//!   requests ──► router ──────────────────────────► servers ──► router ──► replies
+//!   requests ──► admin ──► next map ──► register (compare-and-set) ──► map read back
+//!   beats    ──► observed ──► plan ──┘                                  │
+//!                                 drive (create, seal, install, ...) ◄──┘
+//! ```
+
+mod admin;
+mod drive;
+mod observed;
+mod plan;
+mod router;
+mod status;
 
 use crate::{
-    effect::{BalancerEffect, BalancerInput},
-    id::BalancerId,
-    planted::Planted,
+    effect::{BalancerEffect, BalancerInput, Note, ProvisionAnswer, ProvisionCommand, RegisterAnswer},
+    id::{BalancerId, MapVersion, ServerId, SessionId, ShardId, Token},
+    map::{Address, ClusterMap, ServerGoal},
+    message::{Message, ToBalancer, ToServer},
+    planted::{Bug, Planted},
+    request::{Health, Reply, Request, RequestError},
     time::{Duration, Instant},
 };
+use admin::Goal;
+use drive::Drives;
+use observed::{Observed, Seen};
+use router::Router;
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+};
+
+/// How often the controller raises its beat in the map. A third of the default of [`BalancerConfig::controller_after`].
+const BEAT_EVERY: Duration = Duration::from_millis(1_000);
+/// How often a balancer that does not control reads the map. Half of [`BEAT_EVERY`].
+const POLL_EVERY: Duration = Duration::from_millis(500);
+/// The first wait after the register or the provisioner failed, doubled up to [`RETRY_MAX`].
+const RETRY_FIRST: Duration = Duration::from_millis(100);
+/// See [`RETRY_FIRST`].
+const RETRY_MAX: Duration = Duration::from_millis(3_000);
+/// The most administrative requests that wait; one more is answered Overloaded.
+const ADMIN_MAX: usize = 1_000;
+/// How many sessions the map lists: those of the newest balancers. Refusal never depends on it (R24).
+const SESSIONS_LISTED: usize = 64;
 
 /// How a replica is picked for a read (DESIGN 6).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -55,34 +94,639 @@ impl Default for BalancerConfig {
     }
 }
 
+/// A well-spread function of two numbers (splitmix64's finisher; Steele, Lea, Flood 2014). For what has to be spread, not for secrets.
+pub(crate) const fn mix(a: u64, b: u64) -> u64 {
+    let mut z = a.wrapping_add(b.wrapping_mul(0x9e37_79b9_7f4a_7c15)).wrapping_add(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+/// What the register is doing for this balancer.
+#[derive(Clone, Debug)]
+enum Register {
+    Idle,
+    Reading { token: Token },
+    Swapping { token: Token, swap: Swap },
+}
+
+/// A compare-and-set under way, and what it means if it is done.
+#[derive(Clone, Debug)]
+struct Swap {
+    expected: MapVersion,
+    map: Arc<ClusterMap>,
+    identity: Option<(BalancerId, SessionId)>,
+    /// Administrative requests that it carries, with what to wait for.
+    goals: Vec<(Token, Goal)>,
+}
+
+/// An administrative request that waits.
+#[derive(Clone, Debug)]
+struct Admin {
+    token: Token,
+    request: Request,
+    deadline: Instant,
+    /// What it waits for, once the map wants it.
+    goal: Option<Goal>,
+}
+
+/// What the provisioner is doing for one server.
+#[derive(Clone, Debug, Default)]
+struct Provision {
+    token: Option<Token>,
+    attempts: u32,
+    not_before: Instant,
+    /// Where it said that the server runs, until the map has it.
+    address: Option<Address>,
+}
+
 /// The balancer machine.
 #[derive(Clone, Debug)]
 pub struct BalancerMachine {
     config: BalancerConfig,
+    id: Option<BalancerId>,
+    known: Option<(MapVersion, Arc<ClusterMap>)>,
+    /// The version that last changed more than the controller's beat: servers need no newer one.
+    content_version: MapVersion,
+    register: Register,
+    /// What is known may be old, or a compare-and-set's reply was lost: read before anything else.
+    must_read: bool,
+    register_failures: u32,
+    register_not_before: Instant,
+    next_poll: Instant,
+    next_beat: Instant,
+    /// The controller's hint as seen last, and since when it stands.
+    hint_since: Instant,
+    controlling: bool,
+    observed: Observed,
+    drives: Drives,
+    provisions: BTreeMap<ServerId, Provision>,
+    admins: VecDeque<Admin>,
+    router: Router,
+    next_heartbeat: Instant,
+    heartbeat: u64,
+    last_token: u64,
+    /// Something happened that may change what the map should be. The data path alone does not.
+    dirty: bool,
 }
 
 impl BalancerMachine {
     /// A balancer that has just started. Its first `Tick` reads the register and mints its id and session there.
     #[must_use]
     pub fn new(config: BalancerConfig, now: Instant) -> Self {
-        let _ = now;
-        Self { config }
+        Self {
+            id: None,
+            known: None,
+            content_version: MapVersion(0),
+            register: Register::Idle,
+            must_read: true,
+            register_failures: 0,
+            register_not_before: now,
+            next_poll: now,
+            next_beat: now,
+            hint_since: now,
+            controlling: false,
+            observed: Observed::new(config.suspect_after),
+            drives: Drives::new(config.planted),
+            provisions: BTreeMap::new(),
+            admins: VecDeque::new(),
+            router: Router::new(&config),
+            next_heartbeat: now,
+            heartbeat: 0,
+            last_token: 0,
+            dirty: true,
+            config,
+        }
     }
 
     /// Its id, once minted. It sends nothing before.
     #[must_use]
     pub const fn id(&self) -> Option<BalancerId> {
-        None
+        self.id
+    }
+
+    /// Whether it believes that it controls.
+    #[must_use]
+    pub const fn is_controlling(&self) -> bool {
+        self.controlling
+    }
+
+    /// The newest map that it has read back.
+    #[must_use]
+    pub const fn map(&self) -> Option<&(MapVersion, Arc<ClusterMap>)> {
+        self.known.as_ref()
     }
 
     /// Takes one input. Runs to the end, never fails, never blocks.
     pub fn step(&mut self, now: Instant, input: BalancerInput, out: &mut Vec<BalancerEffect>) {
-        let _ = (now, input, out, &self.config);
+        match input {
+            BalancerInput::Message { from, message } => match message {
+                Message::ToBalancer(message) => self.message(now, from, message, out),
+                Message::ToServer(_) | Message::Replica(_) => {
+                    out.push(BalancerEffect::Note(Note::Dropped { reason: "not for a balancer".into() }));
+                }
+            },
+            BalancerInput::Request { token, request, deadline } => self.request(now, token, request, deadline, out),
+            BalancerInput::Abandoned { token } => {
+                self.router.abandoned(token);
+                // What an administrative request wants is in the map, or is not yet wanted and now by nobody.
+                self.admins.retain(|admin| admin.token != token);
+            }
+            BalancerInput::Register { token, answer } => self.register_answered(now, token, answer, out),
+            BalancerInput::Provisioned { token, answer } => self.provisioned(now, token, answer, out),
+            BalancerInput::Tick => {
+                self.router.tick(now, out);
+                if now >= self.next_heartbeat {
+                    self.next_heartbeat = now + self.config.heartbeat_every;
+                    self.dirty = true;
+                    self.beat(now, out);
+                }
+            }
+        }
+        self.settle(now, out);
     }
 
     /// When to call [`Self::step`] with [`BalancerInput::Tick`] if nothing else happens before.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
-        None
+        let admin = self.admins.iter().map(|admin| admin.deadline).min();
+        [Some(self.next_heartbeat), admin, self.router.next_deadline()].into_iter().flatten().min()
+    }
+
+    fn token(&mut self) -> Token {
+        self.last_token += 1;
+        Token(self.last_token)
+    }
+
+    fn request(&mut self, now: Instant, token: Token, request: Request, deadline: Instant, out: &mut Vec<BalancerEffect>) {
+        match request {
+            Request::Read { .. } | Request::ReadServer { .. } | Request::Write { .. } | Request::PickServer { .. } => {
+                self.router.request(now, token, request, deadline, out);
+            }
+            Request::Init { .. } | Request::Status | Request::Add { .. } | Request::Remove { .. } | Request::Primary { .. } => {
+                if self.admins.len() >= ADMIN_MAX {
+                    out.push(BalancerEffect::Reply { token, reply: Reply::Failed(RequestError::Overloaded) });
+                } else {
+                    self.dirty = true;
+                    self.admins.push_back(Admin { token, request, deadline, goal: None });
+                }
+            }
+        }
+    }
+
+    fn message(&mut self, now: Instant, from: ServerId, message: ToBalancer, out: &mut Vec<BalancerEffect>) {
+        let Some((version, map)) = self.known.clone() else { return };
+        self.dirty |= !matches!(message, ToBalancer::Executed { .. } | ToBalancer::ReadDone { .. } | ToBalancer::Home { .. });
+        match message {
+            ToBalancer::Beat { beat: _, owner, map_version, replicas } => {
+                let Some(seen) = self.observed.servers.get_mut(&from) else { return };
+                seen.heard = Some(now);
+                seen.owner = owner;
+                seen.map_version = map_version;
+                seen.replicas = replicas.into_iter().map(|status| (status.replica, status)).collect();
+                let leads: Vec<_> = seen
+                    .replicas
+                    .values()
+                    .filter_map(|status| Some((status.replica, status.shard, status.promised, status.lead?)))
+                    .collect();
+                for (replica, shard, epoch, lead) in leads {
+                    self.drives.progress(&map, replica, epoch, lead, now);
+                    let active = lead == crate::message::LeadStage::Active;
+                    self.router.set_leader_hint(now, shard, replica, epoch, active, out);
+                }
+                self.judge(now, from, &map, out);
+                if map_version < self.content_version {
+                    out.push(BalancerEffect::Send { to: from, message: Message::ToServer(ToServer::Map { version, map }) });
+                }
+            }
+            ToBalancer::Created { replica } => {
+                self.drives.created.insert(replica);
+            }
+            ToBalancer::Retired { replica } => {
+                self.drives.retired.insert(replica);
+            }
+            ToBalancer::Promised { replica, epoch, last } => {
+                self.drives.promised(&map, replica, epoch, last);
+                self.say(now, out);
+            }
+            ToBalancer::Progress { replica, epoch, stage } => self.drives.progress(&map, replica, epoch, stage, now),
+            message @ (ToBalancer::Executed { .. } | ToBalancer::ReadDone { .. } | ToBalancer::Home { .. }) => {
+                self.router.message(now, from, message, out);
+            }
+        }
+    }
+
+    /// Heartbeats, and everything that is said again.
+    fn beat(&mut self, now: Instant, out: &mut Vec<BalancerEffect>) {
+        let Some((_, map)) = self.known.clone() else { return };
+        if self.id.is_none() {
+            return;
+        }
+        self.heartbeat += 1;
+        for (id, record) in &map.servers {
+            if record.address.is_some() {
+                let message = Message::ToServer(ToServer::Heartbeat { beat: self.heartbeat });
+                out.push(BalancerEffect::Send { to: *id, message });
+            }
+            self.judge(now, *id, &map, out);
+        }
+        self.say(now, out);
+        if self.controlling {
+            self.provision(now, &map, out);
+        }
+    }
+
+    /// Judges how a server looks, and tells who wants to know.
+    fn judge(&mut self, now: Instant, server: ServerId, map: &ClusterMap, out: &mut Vec<BalancerEffect>) {
+        let health = self.observed.health(map, server, self.config.replace_after, now);
+        let Some(seen) = self.observed.servers.get_mut(&server) else { return };
+        let before = std::mem::replace(&mut seen.health, health);
+        if before == health {
+            return;
+        }
+        self.router.set_health(now, server, health, out);
+        match (before, health) {
+            (Health::Up, Health::Suspect | Health::Down) => out.push(BalancerEffect::Note(Note::Suspected { server })),
+            (Health::Suspect | Health::Down, Health::Up) => out.push(BalancerEffect::Note(Note::Recovered { server })),
+            (_, Health::Starting | Health::Up | Health::Suspect | Health::Down | Health::Leaving) => {}
+        }
+    }
+
+    fn say(&mut self, now: Instant, out: &mut Vec<BalancerEffect>) {
+        if !self.controlling || self.id.is_none() {
+            return;
+        }
+        let Some((version, map)) = self.known.clone() else { return };
+        let mut messages = Vec::new();
+        self.drives.say(version, &map, &self.observed, now, &mut messages);
+        out.extend(messages.into_iter().map(|(to, message)| BalancerEffect::Send { to, message: Message::ToServer(message) }));
+    }
+
+    /// Asks the provisioner for what the map wants and is not there.
+    fn provision(&mut self, now: Instant, map: &ClusterMap, out: &mut Vec<BalancerEffect>) {
+        for (id, record) in &map.servers {
+            let provision = self.provisions.entry(*id).or_default();
+            if provision.token.is_some() || now < provision.not_before {
+                continue;
+            }
+            let name = record.name.clone();
+            let command = match record.goal {
+                ServerGoal::Run => {
+                    let silent = self.observed.silence(*id, now) > self.config.replace_after;
+                    match (&record.address, &provision.address) {
+                        (None, None) => ProvisionCommand::Start { server: *id, name, number: record.number, replace: false },
+                        (Some(_), None) if silent => {
+                            out.push(BalancerEffect::Note(Note::Respawning { server: *id }));
+                            ProvisionCommand::Start { server: *id, name, number: record.number, replace: true }
+                        }
+                        // It answers, or the map is about to know where it is.
+                        (Some(_), None) | (None | Some(_), Some(_)) => continue,
+                    }
+                }
+                ServerGoal::Leave => {
+                    let holds = map.replicas.values().any(|replica| replica.server == *id);
+                    if holds || self.drives.stopped.contains(id) {
+                        continue;
+                    }
+                    ProvisionCommand::Stop { server: *id, name }
+                }
+            };
+            self.last_token += 1;
+            let token = Token(self.last_token);
+            provision.token = Some(token);
+            out.push(BalancerEffect::Provision { token, command });
+        }
+    }
+
+    fn provisioned(&mut self, now: Instant, token: Token, answer: ProvisionAnswer, out: &mut Vec<BalancerEffect>) {
+        let Some((server, provision)) = self.provisions.iter_mut().find(|(_, provision)| provision.token == Some(token)) else { return };
+        let server = *server;
+        self.dirty = true;
+        provision.token = None;
+        match answer {
+            ProvisionAnswer::Started { address } => {
+                provision.attempts = 0;
+                provision.address = Some(address);
+                out.push(BalancerEffect::Note(Note::Started { server }));
+                if let Some(seen) = self.observed.servers.get_mut(&server) {
+                    seen.respawn_count += u64::from(seen.heard.is_some());
+                    // It has from now on to answer.
+                    seen.expected = now;
+                }
+            }
+            ProvisionAnswer::Stopped => {
+                self.drives.stopped.insert(server);
+            }
+            ProvisionAnswer::Failed { reason } => {
+                provision.not_before = now + backoff(provision.attempts, mix(self.config.seed, server.0));
+                provision.attempts = provision.attempts.saturating_add(1);
+                out.push(BalancerEffect::Note(Note::ProvisionFailed { server, reason }));
+            }
+        }
+    }
+
+    fn register_answered(&mut self, now: Instant, token: Token, answer: RegisterAnswer, out: &mut Vec<BalancerEffect>) {
+        self.dirty = true;
+        match (std::mem::replace(&mut self.register, Register::Idle), answer) {
+            (Register::Reading { token: asked }, RegisterAnswer::Read { version, map }) if asked == token => {
+                self.register_failures = 0;
+                self.must_read = false;
+                self.next_poll = now + POLL_EVERY;
+                self.learn(now, version, map, out);
+            }
+            (Register::Swapping { token: asked, swap }, RegisterAnswer::Swapped) if asked == token => {
+                self.register_failures = 0;
+                self.swapped(now, swap, out);
+            }
+            (Register::Swapping { token: asked, .. }, RegisterAnswer::Conflict) if asked == token => self.must_read = true,
+            (Register::Swapping { token: asked, swap }, RegisterAnswer::Unavailable) if asked == token => {
+                // R10: it may have failed, may land later, or another's may carry the same epoch: only reading tells.
+                self.must_read = true;
+                self.register_failed(now);
+                if self.config.planted.has(Bug::ActsOnIntention) {
+                    self.must_read = false;
+                    self.swapped(now, swap, out);
+                }
+            }
+            (Register::Reading { token: asked }, _) if asked == token => self.register_failed(now),
+            // Not the answer to what is asked.
+            (register, _) => self.register = register,
+        }
+    }
+
+    fn register_failed(&mut self, now: Instant) {
+        let salt = mix(self.config.seed, u64::from(self.register_failures));
+        self.register_not_before = now + backoff(self.register_failures, salt);
+        self.register_failures = self.register_failures.saturating_add(1);
+    }
+
+    /// The compare-and-set was done: its bytes are the register's.
+    fn swapped(&mut self, now: Instant, swap: Swap, out: &mut Vec<BalancerEffect>) {
+        let Swap { expected, map, identity, goals } = swap;
+        if let Some((balancer, session)) = identity {
+            self.id = Some(balancer);
+            self.router.set_session(now, session, out);
+        }
+        for (token, goal) in goals {
+            if let Some(admin) = self.admins.iter_mut().find(|admin| admin.token == token) {
+                admin.goal = Some(goal);
+            }
+        }
+        self.learn(now, expected.next(), map, out);
+    }
+
+    /// A map that was read back.
+    fn learn(&mut self, now: Instant, version: MapVersion, map: Arc<ClusterMap>, out: &mut Vec<BalancerEffect>) {
+        let before = self.known.take();
+        if let Some((known, old)) = &before
+            && *known >= version
+        {
+            self.known = Some((*known, Arc::clone(old)));
+            return;
+        }
+        let old = before.map(|(_, map)| map);
+        if old.as_ref().is_none_or(|old| old.controller != map.controller) {
+            self.hint_since = now;
+        }
+        let same_content = old.as_ref().is_some_and(|old| {
+            let mut same = ClusterMap::clone(old);
+            same.controller = map.controller;
+            same == *map
+        });
+        if !same_content {
+            self.content_version = version;
+        }
+        let was_controlling = self.controlling;
+        self.controlling = self.id.is_some() && map.controller.holder == self.id;
+        if self.controlling && !was_controlling {
+            out.push(BalancerEffect::Note(Note::Controlling));
+        }
+        self.observed.servers.retain(|id, _| map.servers.contains_key(id));
+        for (id, record) in &map.servers {
+            let seen = self.observed.servers.entry(*id).or_insert_with(|| Seen::new(now));
+            if old.as_ref().and_then(|old| old.servers.get(id)).is_some_and(|old| old.address != record.address) {
+                // It runs elsewhere now, and has from now on to answer.
+                seen.expected = now;
+            }
+        }
+        self.provisions.retain(|id, _| map.servers.contains_key(id));
+        for (id, provision) in &mut self.provisions {
+            if provision.address.is_some() && map.servers.get(id).is_some_and(|record| record.address == provision.address) {
+                provision.address = None;
+            }
+        }
+        if let Some(old) = &old {
+            note_changes(old, &map, out);
+        }
+        self.drives.follow(&map, now);
+        self.router.set_map(now, version, &map, out);
+        out.push(BalancerEffect::Publish { version, map: Arc::clone(&map) });
+        self.known = Some((version, map));
+        self.say(now, out);
+    }
+
+    /// Answers who waits, and brings the register to what is wanted.
+    fn settle(&mut self, now: Instant, out: &mut Vec<BalancerEffect>) {
+        if !self.admins.is_empty() {
+            self.answer(now, out);
+        }
+        if self.router.wants_refresh() {
+            self.must_read = true;
+        }
+        if !self.dirty && !self.must_read && !self.router.wants_session() {
+            return;
+        }
+        if !matches!(self.register, Register::Idle) || now < self.register_not_before {
+            return;
+        }
+        let poll = !self.controlling && now >= self.next_poll;
+        match self.known.clone() {
+            Some((version, map)) if !self.must_read && !poll => {
+                self.dirty = false;
+                self.swap(now, version, &map, out);
+            }
+            Some(_) | None => {
+                let token = self.token();
+                self.register = Register::Reading { token };
+                out.push(BalancerEffect::RegisterRead { token });
+            }
+        }
+    }
+
+    fn answer(&mut self, now: Instant, out: &mut Vec<BalancerEffect>) {
+        let known = self.known.clone();
+        let mut waiting = std::mem::take(&mut self.admins);
+        waiting.retain(|admin| {
+            let mut reply = None;
+            if let Some((version, map)) = &known {
+                reply = match (&admin.goal, &admin.request) {
+                    (Some(goal), _) => goal.reached(map, &self.observed, now),
+                    (None, Request::Status) => {
+                        let requests = self.router.request_counts();
+                        let after = self.config.replace_after;
+                        Some(Reply::Status(Box::new(status::status(*version, map, &self.observed, &self.drives, requests, after, now))))
+                    }
+                    (None, Request::Primary { shard, change: false }) => Some(match map.shard_named(shard) {
+                        Some(id) => admin::primary_reply(map, id, admin::primary_server(map, &self.observed, id, now)),
+                        None => Reply::Failed(RequestError::NoSuchShard(shard.clone())),
+                    }),
+                    (None, _) => None,
+                };
+            }
+            if reply.is_none() && now >= admin.deadline {
+                let error = if admin.goal.is_some() { RequestError::StillChanging } else { RequestError::RegisterUnavailable };
+                reply = Some(Reply::Failed(error));
+            }
+            match reply {
+                Some(reply) => {
+                    out.push(BalancerEffect::Reply { token: admin.token, reply });
+                    false
+                }
+                None => true,
+            }
+        });
+        self.admins = waiting;
+    }
+
+    /// One compare-and-set with every transition that is ready.
+    fn swap(&mut self, now: Instant, version: MapVersion, map: &Arc<ClusterMap>, out: &mut Vec<BalancerEffect>) {
+        let mut next = ClusterMap::clone(map);
+        let identity = self.mint(&mut next);
+        let mut goals = Vec::new();
+        let mut refused = Vec::new();
+        for admin in self.admins.iter().filter(|admin| admin.goal.is_none()) {
+            match self.wish(&next, &admin.request, now) {
+                Some(Ok((wished, goal))) => {
+                    next = wished;
+                    goals.push((admin.token, goal));
+                }
+                Some(Err(error)) => refused.push((admin.token, error)),
+                None => {}
+            }
+        }
+        for (token, error) in refused {
+            self.admins.retain(|admin| admin.token != token);
+            out.push(BalancerEffect::Reply { token, reply: Reply::Failed(error) });
+        }
+        self.hold(&mut next, now);
+        if self.controlling {
+            for (id, provision) in &self.provisions {
+                if let (Some(address), Some(record)) = (&provision.address, next.servers.get_mut(id)) {
+                    record.address = Some(address.clone());
+                }
+            }
+            let facts = plan::Facts { now, observed: &self.observed, drives: &self.drives, seed: self.config.seed };
+            next = plan::next_map(&next, &facts);
+        }
+        if next == **map {
+            // Nothing to store: what was asked is wanted already.
+            for (token, goal) in goals {
+                if let Some(admin) = self.admins.iter_mut().find(|admin| admin.token == token) {
+                    admin.goal = Some(goal);
+                }
+            }
+            return;
+        }
+        let token = self.token();
+        let map = Arc::new(next);
+        let swap = Swap { expected: version, map: Arc::clone(&map), identity, goals };
+        self.register = Register::Swapping { token, swap };
+        out.push(BalancerEffect::RegisterCas { token, expected: version, map });
+    }
+
+    /// Mints this balancer's id at its start, and a session then and after every refusal (R23).
+    fn mint(&self, map: &mut ClusterMap) -> Option<(BalancerId, SessionId)> {
+        if self.id.is_some() && !self.router.wants_session() {
+            return None;
+        }
+        let balancer = match self.id {
+            Some(id) => id,
+            None => {
+                map.counters.balancer = map.counters.balancer.next();
+                map.counters.balancer
+            }
+        };
+        let old = map.sessions.last_key_value().map(|(session, _)| *session);
+        let session = match old {
+            Some(old) if self.config.planted.has(Bug::ReusesSession) => old,
+            Some(_) | None => {
+                map.counters.session = map.counters.session.next();
+                map.counters.session
+            }
+        };
+        map.sessions.insert(session, balancer);
+        while map.sessions.len() > SESSIONS_LISTED {
+            map.sessions.pop_first();
+        }
+        Some((balancer, session))
+    }
+
+    /// The map that an administrative request wants; `None` if it wants nothing of the map.
+    fn wish(&self, map: &ClusterMap, request: &Request, now: Instant) -> Option<Result<(ClusterMap, Goal), RequestError>> {
+        match request {
+            Request::Init { server_count, schema, shards, servers, on_conflict, by_name } => {
+                let servers = servers.as_deref();
+                let init =
+                    admin::Init { server_count: *server_count, schema, shards, servers, on_conflict: *on_conflict, by_name: *by_name };
+                Some(admin::init(map, &init))
+            }
+            Request::Add { server_count, new_shards, servers, strict } => {
+                Some(admin::add(map, *server_count, new_shards, servers, *strict))
+            }
+            Request::Remove { server_count, servers, accept_data_loss, capped } => {
+                let (accept_data_loss, capped) = (*accept_data_loss, *capped);
+                let remove = admin::Remove { server_count: *server_count, servers, accept_data_loss, capped };
+                Some(admin::remove(map, &remove, &self.observed, now))
+            }
+            Request::Primary { shard, change: true } => Some(match map.shard_named(shard) {
+                Some(id) => admin::move_primary(map, id, &self.observed, now),
+                None => Err(RequestError::NoSuchShard(shard.clone())),
+            }),
+            Request::Status
+            | Request::Primary { change: false, .. }
+            | Request::Read { .. }
+            | Request::ReadServer { .. }
+            | Request::Write { .. }
+            | Request::PickServer { .. } => None,
+        }
+    }
+
+    /// Takes the controller's role if nobody has it or its beat stands still, and beats while it has it.
+    fn hold(&mut self, map: &mut ClusterMap, now: Instant) {
+        let Some(id) = self.id else { return };
+        if map.controller.holder == Some(id) {
+            if now >= self.next_beat {
+                self.next_beat = now + BEAT_EVERY;
+                map.controller.beat += 1;
+            }
+        } else if map.controller.holder.is_none() || now.since(self.hint_since) > self.config.controller_after {
+            map.controller.holder = Some(id);
+            map.controller.beat += 1;
+            self.next_beat = now + BEAT_EVERY;
+        }
+    }
+}
+
+/// Doubles from [`RETRY_FIRST`] to [`RETRY_MAX`], spread by a salt.
+fn backoff(failures: u32, salt: u64) -> Duration {
+    let base = RETRY_FIRST.times(1 << failures.min(8)).0.min(RETRY_MAX.0);
+    Duration(base / 2 + mix(salt, u64::from(failures)) % (base / 2 + 1))
+}
+
+/// Tells which configurations were proposed and activated between two maps.
+fn note_changes(old: &ClusterMap, new: &ClusterMap, out: &mut Vec<BalancerEffect>) {
+    let before = |shard: &ShardId| old.shards.get(shard);
+    for (shard, record) in &new.shards {
+        let old = before(shard);
+        if let Some(config) = &record.pending
+            && old.is_none_or(|old| old.pending.as_ref() != Some(config))
+        {
+            out.push(BalancerEffect::Note(Note::Proposed { shard: *shard, config: config.clone() }));
+        }
+        if let Some(config) = &record.current
+            && old.is_none_or(|old| old.current.as_ref() != Some(config))
+        {
+            out.push(BalancerEffect::Note(Note::Activated { shard: *shard, config: config.clone() }));
+        }
     }
 }

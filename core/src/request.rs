@@ -454,6 +454,8 @@ pub struct ServerStatus {
     pub replicas: Vec<ReplicaStatus>,
     /// How often it was respawned by this balancer.
     pub respawn_count: u64,
+    /// How many reads and parts of writes this balancer has sent it.
+    pub request_count: u64,
 }
 
 /// How many failures a shard stands (R20).

@@ -3,7 +3,7 @@
 
 use crate::{
     command::{Idempotency, Outcome, RequestId, Verdict},
-    id::{LogIndex, Position, SessionId},
+    id::{LogIndex, SessionId},
     planted::{Bug, Planted},
     storage::{IdempotencyState, SessionState, ViewState},
 };
@@ -193,7 +193,7 @@ impl Memory {
 
     /// What is remembered, as a store would hold it.
     #[cfg(test)]
-    pub(crate) fn to_state(&self, applied: Position) -> ViewState {
+    pub(crate) fn to_state(&self, applied: crate::id::Position) -> ViewState {
         ViewState { sessions: self.sessions.clone(), idempotency: self.keys.clone(), session_floor: self.floor, applied }
     }
 }

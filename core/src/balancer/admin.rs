@@ -1,0 +1,557 @@
+//! /init, /add, /rm and the move of a primary: pure changes of what the map wants, with the refusals of API.md. Whether the wish has come
+//! true is for [`Goal`] to say.
+
+use super::observed::Observed;
+use crate::{
+    command::OnConflict,
+    id::{ServerId, ShardId},
+    map::{ClusterMap, ReplicaStage, SERVERS_MAX, SHARDS_MAX, ServerGoal, ServerRecord, ShardRecord},
+    message::LeadStage,
+    request::{NewServer, NewShard, Reply, RequestError},
+    schema::{Schema, is_name},
+    time::Instant,
+    value::Key,
+};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// How many replicas a shard gets where the request does not place it (API.md).
+const DEFAULT_REPLICAS: usize = 3;
+/// How many servers there are where the request does not say.
+const DEFAULT_SERVERS: u64 = 3;
+
+/// What has to be seen before an administrative request is answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Goal {
+    /// Every shard has an active configuration with an active primary.
+    Initialised,
+    /// These servers run, and are members of all they shall hold; these shards serve.
+    Added { servers: Vec<ServerId>, names: Vec<Box<str>>, shards: Vec<ShardId> },
+    /// These servers are forgotten.
+    Removed { servers: Vec<ServerId>, names: Vec<Box<str>> },
+    /// Another server than `from` leads the shard.
+    Moved { shard: ShardId, from: Option<ServerId> },
+}
+
+impl Goal {
+    /// The answer, once the goal is reached.
+    pub(crate) fn reached(&self, map: &ClusterMap, observed: &Observed, now: Instant) -> Option<Reply> {
+        let server_count = map.servers.values().filter(|record| record.goal == ServerGoal::Run).count() as u64;
+        match self {
+            Self::Initialised => {
+                let served = map.shards.keys().all(|shard| primary_server(map, observed, *shard, now).is_some());
+                (map.schema.is_some() && served).then_some(Reply::Initialised)
+            }
+            Self::Added { servers, names, shards } => {
+                let run = servers.iter().all(|server| observed.is_alive(*server, now));
+                let held = map.shards.values().all(|record| {
+                    let members: BTreeSet<ServerId> =
+                        record.current.iter().flat_map(|current| &current.members).filter_map(|member| map.server_of(*member)).collect();
+                    servers.iter().all(|server| !record.placement.contains(server) || members.contains(server))
+                });
+                let served = shards.iter().all(|shard| primary_server(map, observed, *shard, now).is_some());
+                (run && held && served).then(|| Reply::Added { server_count, servers: names.clone() })
+            }
+            Self::Removed { servers, names } => servers
+                .iter()
+                .all(|server| !map.servers.contains_key(server))
+                .then(|| Reply::Removed { server_count, servers: names.clone() }),
+            Self::Moved { shard, from } => {
+                let server = primary_server(map, observed, *shard, now)?;
+                let record = map.shards.get(shard)?;
+                let settled = record.wanted_primary.is_none() && Some(server) != *from;
+                settled.then(|| primary_reply(map, *shard, Some(server)))
+            }
+        }
+    }
+}
+
+/// The server whose replica leads the shard's current configuration and knows it.
+pub(crate) fn primary_server(map: &ClusterMap, observed: &Observed, shard: ShardId, now: Instant) -> Option<ServerId> {
+    let current = map.shards.get(&shard)?.current.as_ref()?;
+    let active = observed.lead(map, current.primary, current.epoch, now) == Some(LeadStage::Active);
+    active.then(|| map.server_of(current.primary))?
+}
+
+/// Who leads.
+pub(crate) fn primary_reply(map: &ClusterMap, shard: ShardId, server: Option<ServerId>) -> Reply {
+    let epoch = map.shards.get(&shard).and_then(|record| record.current.as_ref()).map(|current| current.epoch).unwrap_or_default();
+    Reply::Primary { server: server.and_then(|server| map.servers.get(&server)).map(|record| record.name.clone()), epoch }
+}
+
+fn invalid(words: impl Into<Box<str>>) -> RequestError {
+    RequestError::Invalid(words.into())
+}
+
+fn refused(words: impl Into<Box<str>>) -> RequestError {
+    RequestError::Refused(words.into())
+}
+
+fn quoted(name: &str) -> String {
+    format!("'{name}'")
+}
+
+fn check_name(kind: &str, name: &str) -> Result<(), RequestError> {
+    if is_name(name) {
+        Ok(())
+    } else {
+        Err(invalid(format!("{} is not a {kind} name: use 1 to 63 letters, digits, '_', '.' and '-'", quoted(name))))
+    }
+}
+
+/// The number of a server: its name's trailing digits where free, else the next free number (API.md).
+fn number_for(map: &ClusterMap, name: &str) -> u64 {
+    let taken: BTreeSet<u64> = map.servers.values().map(|record| record.number).collect();
+    let digits = name.len() - name.trim_end_matches(|c: char| c.is_ascii_digit()).len();
+    let wish = name[name.len() - digits..].parse::<u64>().ok().filter(|number| !taken.contains(number));
+    wish.unwrap_or_else(|| (0..).find(|number| !taken.contains(number)).unwrap_or(u64::MAX))
+}
+
+fn add_server(map: &mut ClusterMap, name: &str) -> ServerId {
+    let id = map.counters.server.next();
+    map.counters.server = id;
+    let number = number_for(map, name);
+    map.servers.insert(id, ServerRecord { name: name.into(), number, goal: ServerGoal::Run, address: None });
+    id
+}
+
+fn generated_name(map: &ClusterMap, taken: &BTreeSet<Box<str>>) -> Box<str> {
+    (0_u64..)
+        .map(|number| format!("Server{number}").into_boxed_str())
+        .find(|name| map.server_named(name).is_none() && !taken.contains(name))
+        .unwrap_or_default()
+}
+
+/// Checks new shards by themselves and against each other.
+fn check_shards(shards: &[NewShard], by_name: bool) -> Result<(), RequestError> {
+    let mut names = BTreeSet::new();
+    let mut ranges: Vec<(i64, i64, &str)> = Vec::new();
+    for NewShard { name, low, size } in shards {
+        check_name("shard", name)?;
+        if !names.insert(name) {
+            return Err(invalid(format!("Shard {} stands twice", quoted(name))));
+        }
+        if *size <= 0 {
+            return Err(invalid(format!("Shard {} has size {size}; it must be at least 1", quoted(name))));
+        }
+        if *low < 0 {
+            return Err(invalid(format!("Shard {} begins at {low}; it must be at least 0", quoted(name))));
+        }
+        let Some(high) = low.checked_add(size - 1) else {
+            return Err(invalid(format!("Shard {} ends beyond the largest key", quoted(name))));
+        };
+        ranges.push((*low, high, name));
+    }
+    ranges.sort_unstable();
+    match ranges.windows(2).find(|pair| pair[0].1 >= pair[1].0) {
+        Some(pair) if !by_name => Err(invalid(format!("Shards {} and {} overlap", quoted(pair[0].2), quoted(pair[1].2)))),
+        Some(_) | None => Ok(()),
+    }
+}
+
+fn add_shard(map: &mut ClusterMap, shard: &NewShard) -> ShardId {
+    let id = map.counters.shard.next();
+    map.counters.shard = id;
+    map.shards.insert(
+        id,
+        ShardRecord {
+            name: shard.name.clone(),
+            low: Key(shard.low),
+            size: shard.size.unsigned_abs(),
+            current: None,
+            pending: None,
+            placement: BTreeSet::new(),
+            wanted_primary: None,
+        },
+    );
+    id
+}
+
+/// Places the shards that nobody holds on the servers that hold least.
+fn place(map: &mut ClusterMap, shards: &[ShardId], servers: &[ServerId]) {
+    for shard in shards {
+        for _ in 0..DEFAULT_REPLICAS.min(servers.len()) {
+            let load = |server: ServerId| map.shards.values().filter(|record| record.placement.contains(&server)).count();
+            let free =
+                servers.iter().copied().filter(|server| !map.shards.get(shard).is_some_and(|record| record.placement.contains(server)));
+            let Some(server) = free.min_by_key(|server| (load(*server), *server)) else { break };
+            if let Some(record) = map.shards.get_mut(shard) {
+                record.placement.insert(server);
+            }
+        }
+    }
+}
+
+/// A request of /init.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Init<'a> {
+    pub(crate) server_count: Option<u64>,
+    pub(crate) schema: &'a Schema,
+    pub(crate) shards: &'a [NewShard],
+    pub(crate) servers: Option<&'a [NewServer]>,
+    pub(crate) on_conflict: Option<OnConflict>,
+    pub(crate) by_name: bool,
+}
+
+/// The map with the cluster set up, and what to wait for.
+pub(crate) fn init(map: &ClusterMap, request: &Init<'_>) -> Result<(ClusterMap, Goal), RequestError> {
+    let given = request.servers.unwrap_or_default();
+    if let (Some(count), Some(servers)) = (request.server_count, request.servers)
+        && !servers.is_empty()
+        && count != servers.len() as u64
+    {
+        return Err(invalid(format!("N is {count} but {} servers are given", servers.len())));
+    }
+    if request.shards.is_empty() {
+        return Err(invalid("At least one shard is needed"));
+    }
+    if request.shards.len() > SHARDS_MAX
+        || given.len() > SERVERS_MAX
+        || request.server_count.is_some_and(|count| count > SERVERS_MAX as u64)
+    {
+        return Err(invalid(format!("More than {SHARDS_MAX} shards or {SERVERS_MAX} servers")));
+    }
+    check_shards(request.shards, request.by_name)?;
+    let shard_names: BTreeSet<&str> = request.shards.iter().map(|shard| &*shard.name).collect();
+    let mut names = BTreeSet::new();
+    for server in given {
+        check_name("server", &server.name)?;
+        if !names.insert(&*server.name) {
+            return Err(invalid(format!("Server {} stands twice", quoted(&server.name))));
+        }
+        for shard in &server.shards {
+            if !shard_names.contains(&**shard) {
+                return Err(invalid(format!("Server {} names the unknown shard {}", quoted(&server.name), quoted(shard))));
+            }
+        }
+    }
+    let places_itself = given.is_empty() || given.iter().any(|server| server.shards.is_empty());
+    if !places_itself {
+        let held: BTreeSet<&str> = given.iter().flat_map(|server| server.shards.iter().map(|shard| &**shard)).collect();
+        if let Some(shard) = shard_names.iter().find(|shard| !held.contains(**shard)) {
+            return Err(invalid(format!("Shard {} is held by no server", quoted(shard))));
+        }
+    }
+    if map.schema.is_some() {
+        // The same /init again, while the first is under way, waits with it (API.md: resumable).
+        return if is_same(map, request) { Ok((map.clone(), Goal::Initialised)) } else { Err(RequestError::AlreadyInitialised) };
+    }
+    if map.servers.values().any(|record| record.goal == ServerGoal::Leave && names.contains(&*record.name)) {
+        return Err(refused("A server of that name is still being removed; ask again in a moment"));
+    }
+
+    let mut next = map.clone();
+    next.schema = Some(request.schema.clone());
+    next.settings.on_conflict = request.on_conflict.unwrap_or(next.settings.on_conflict);
+    let mut shards = BTreeMap::new();
+    for shard in request.shards {
+        shards.insert(&*shard.name, add_shard(&mut next, shard));
+    }
+    // Servers that run already are taken up if they are named; where none is named, all are, up to the number asked for.
+    let mut chosen: Vec<ServerId> = Vec::new();
+    let mut free: Vec<ServerId> = Vec::new();
+    if given.is_empty() {
+        let running: Vec<ServerId> = next.servers.iter().filter(|(_, record)| record.goal == ServerGoal::Run).map(|(id, _)| *id).collect();
+        let default = if running.is_empty() { DEFAULT_SERVERS } else { running.len() as u64 };
+        let count = usize::try_from(request.server_count.unwrap_or(default)).unwrap_or(usize::MAX);
+        if count == 0 {
+            return Err(invalid("At least one server is needed"));
+        }
+        chosen.extend(running.into_iter().take(count));
+        while chosen.len() < count {
+            let name = generated_name(&next, &BTreeSet::new());
+            chosen.push(add_server(&mut next, &name));
+        }
+        free.clone_from(&chosen);
+    } else {
+        for server in given {
+            let id = next.server_named(&server.name).unwrap_or_else(|| add_server(&mut next, &server.name));
+            chosen.push(id);
+            if server.shards.is_empty() {
+                free.push(id);
+            }
+            for name in &server.shards {
+                if let Some(record) = shards.get(&**name).and_then(|shard| next.shards.get_mut(shard)) {
+                    record.placement.insert(id);
+                }
+            }
+        }
+    }
+    let unplaced: Vec<ShardId> = next.shards.iter().filter(|(_, record)| record.placement.is_empty()).map(|(id, _)| *id).collect();
+    place(&mut next, &unplaced, if free.is_empty() { &chosen } else { &free });
+    for (id, record) in &mut next.servers {
+        if !chosen.contains(id) {
+            record.goal = ServerGoal::Leave;
+        }
+    }
+    Ok((next, Goal::Initialised))
+}
+
+/// Whether the map is what this /init made, and still on its way.
+fn is_same(map: &ClusterMap, request: &Init<'_>) -> bool {
+    let on_its_way = map.shards.values().any(|record| record.current.is_none());
+    let same_shards = map.shards.len() == request.shards.len()
+        && request.shards.iter().all(|shard| {
+            let record = map.shard_named(&shard.name).and_then(|id| map.shards.get(&id));
+            record.is_some_and(|record| record.low.0 == shard.low && record.size == shard.size.unsigned_abs())
+        });
+    let same_servers = request.servers.unwrap_or_default().iter().all(|server| map.server_named(&server.name).is_some());
+    on_its_way && same_shards && same_servers && map.schema.as_ref() == Some(request.schema)
+}
+
+/// The map with servers and shards added, and what to wait for.
+pub(crate) fn add(
+    map: &ClusterMap,
+    server_count: u64,
+    new_shards: &[NewShard],
+    servers: &[NewServer],
+    strict: bool,
+) -> Result<(ClusterMap, Goal), RequestError> {
+    let given = servers.len() as u64;
+    if strict && !servers.is_empty() {
+        if server_count > given {
+            return Err(RequestError::TooFewServers);
+        }
+        if server_count < given {
+            return Err(invalid(format!("Number of new servers (n) is {server_count} but {given} are given")));
+        }
+    } else if given > server_count {
+        return Err(RequestError::TooManyHostnames);
+    }
+    if map.servers.len() as u64 + server_count > SERVERS_MAX as u64 || map.shards.len() + new_shards.len() > SHARDS_MAX {
+        return Err(invalid(format!("More than {SHARDS_MAX} shards or {SERVERS_MAX} servers")));
+    }
+    if map.schema.is_none() && !new_shards.is_empty() {
+        return Err(RequestError::NotInitialised);
+    }
+    check_shards(new_shards, false)?;
+    let mut names: BTreeSet<Box<str>> = BTreeSet::new();
+    for server in servers {
+        if is_template(&server.name) {
+            continue;
+        }
+        check_name("server", &server.name)?;
+        if !names.insert(server.name.clone()) {
+            return Err(invalid(format!("Server {} stands twice", quoted(&server.name))));
+        }
+    }
+    for server in servers {
+        for shard in &server.shards {
+            if map.shard_named(shard).is_none() && !new_shards.iter().any(|new| new.name == *shard) {
+                return Err(invalid(format!("Server {} names the unknown shard {}", quoted(&server.name), quoted(shard))));
+            }
+        }
+    }
+    if let Some(goal) = same_add(map, new_shards, servers) {
+        return Ok((map.clone(), goal));
+    }
+    for name in &names {
+        if map.server_named(name).is_some() {
+            return Err(refused(format!("Server {} exists already", quoted(name))));
+        }
+    }
+    for shard in new_shards {
+        if map.shard_named(&shard.name).is_some() {
+            return Err(refused(format!("Shard {} exists already", quoted(&shard.name))));
+        }
+        let high = Key(shard.low.saturating_add(shard.size - 1));
+        if let Some(other) = map.shards.values().find(|record| record.range().low <= high && Key(shard.low) <= record.range().high) {
+            return Err(refused(format!("Shard {} overlaps {}", quoted(&shard.name), quoted(&other.name))));
+        }
+    }
+
+    let mut next = map.clone();
+    let shards: Vec<ShardId> = new_shards.iter().map(|shard| add_shard(&mut next, shard)).collect();
+    let (mut ids, mut given_names) = (Vec::new(), Vec::new());
+    for server in servers {
+        let name = if is_template(&server.name) { generated_name(&next, &names) } else { server.name.clone() };
+        let id = add_server(&mut next, &name);
+        for shard in &server.shards {
+            if let Some(record) = next.shard_named(shard).and_then(|shard| next.shards.get_mut(&shard)) {
+                record.placement.insert(id);
+            }
+        }
+        ids.push(id);
+        given_names.push(name);
+    }
+    while (ids.len() as u64) < server_count {
+        let name = generated_name(&next, &names);
+        ids.push(add_server(&mut next, &name));
+        given_names.push(name);
+    }
+    let unplaced: Vec<ShardId> =
+        shards.iter().copied().filter(|shard| next.shards.get(shard).is_some_and(|record| record.placement.is_empty())).collect();
+    let run: Vec<ServerId> = next.servers.iter().filter(|(_, record)| record.goal == ServerGoal::Run).map(|(id, _)| *id).collect();
+    if !unplaced.is_empty() && run.is_empty() {
+        return Err(invalid("There is no server to hold the new shards"));
+    }
+    place(&mut next, &unplaced, &run);
+    Ok((next, Goal::Added { servers: ids, names: given_names, shards }))
+}
+
+fn is_template(name: &str) -> bool {
+    name.contains('[') || name.contains(']')
+}
+
+/// The same /add again, while the first is under way: every name is there, as asked, and something is not yet done.
+fn same_add(map: &ClusterMap, new_shards: &[NewShard], servers: &[NewServer]) -> Option<Goal> {
+    if servers.is_empty() || servers.iter().any(|server| is_template(&server.name)) {
+        return None;
+    }
+    let mut ids = Vec::new();
+    for server in servers {
+        let id = map.server_named(&server.name)?;
+        let asked: BTreeSet<ShardId> = server.shards.iter().filter_map(|shard| map.shard_named(shard)).collect();
+        let placed: BTreeSet<ShardId> =
+            map.shards.iter().filter(|(_, record)| record.placement.contains(&id)).map(|(shard, _)| *shard).collect();
+        if asked.len() != server.shards.len() || asked != placed {
+            return None;
+        }
+        ids.push(id);
+    }
+    let shards: Option<Vec<ShardId>> = new_shards.iter().map(|shard| map.shard_named(&shard.name)).collect();
+    let on_its_way = ids.iter().any(|id| {
+        map.servers.get(id).is_some_and(|record| record.address.is_none())
+            || map.shards.values().any(|record| {
+                record.placement.contains(id)
+                    && !record
+                        .current
+                        .as_ref()
+                        .is_some_and(|current| current.members.iter().any(|member| map.server_of(*member) == Some(*id)))
+            })
+    });
+    on_its_way.then_some(Goal::Added { servers: ids, names: servers.iter().map(|server| server.name.clone()).collect(), shards: shards? })
+}
+
+/// A request of /rm.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Remove<'a> {
+    pub(crate) server_count: u64,
+    pub(crate) servers: &'a [Box<str>],
+    pub(crate) accept_data_loss: bool,
+    pub(crate) capped: bool,
+}
+
+/// The map with servers on their way out, and what to wait for.
+pub(crate) fn remove(
+    map: &ClusterMap,
+    request: &Remove<'_>,
+    observed: &Observed,
+    now: Instant,
+) -> Result<(ClusterMap, Goal), RequestError> {
+    let Remove { servers: names, accept_data_loss, capped, .. } = *request;
+    let run: Vec<ServerId> = map.servers.iter().filter(|(_, record)| record.goal == ServerGoal::Run).map(|(id, _)| *id).collect();
+    let count = if capped { request.server_count.min(run.len() as u64) } else { request.server_count };
+    if names.len() as u64 > request.server_count {
+        return Err(if capped { RequestError::TooManyHostnamesToRemove } else { RequestError::TooManyServersToRemove });
+    }
+    let mut leaving: Vec<ServerId> = Vec::new();
+    for name in names {
+        let Some(id) = map.server_named(name) else {
+            return Err(invalid(format!("Server {} does not exist", quoted(name))));
+        };
+        if leaving.contains(&id) {
+            return Err(invalid(format!("Server {} stands twice", quoted(name))));
+        }
+        leaving.push(id);
+    }
+    let on_their_way = leaving.iter().filter(|id| !run.contains(id)).count() as u64;
+    if count > run.len() as u64 + on_their_way {
+        return Err(invalid(format!("There are only {} servers to remove", run.len())));
+    }
+    // The rest: those whose going costs least, which lead and hold least.
+    let cost = |id: &ServerId| {
+        let held = map.shards.values().filter(|record| record.placement.contains(id)).count();
+        let led = map
+            .shards
+            .values()
+            .filter(|record| record.current.as_ref().and_then(|current| map.server_of(current.primary)) == Some(*id))
+            .count();
+        (held, led, std::cmp::Reverse(*id))
+    };
+    let mut rest: Vec<ServerId> = run.iter().copied().filter(|id| !leaving.contains(id)).collect();
+    rest.sort_by_key(cost);
+    leaving.extend(rest.into_iter().take(usize::try_from(count).unwrap_or(usize::MAX).saturating_sub(leaving.len())));
+    let leaving_names: Vec<Box<str>> = leaving.iter().filter_map(|id| map.servers.get(id)).map(|record| record.name.clone()).collect();
+
+    let mut next = map.clone();
+    for id in &leaving {
+        if let Some(record) = next.servers.get_mut(id) {
+            record.goal = ServerGoal::Leave;
+        }
+    }
+    if run.iter().all(|id| leaving.contains(id)) {
+        // A teardown: nothing is left to hold anything. What is on disk stays there.
+        next.shards.clear();
+        next.replicas.clear();
+        next.schema = None;
+        return Ok((next, Goal::Removed { servers: leaving, names: leaving_names }));
+    }
+    let staying: Vec<ServerId> = run.iter().copied().filter(|id| !leaving.contains(id)).collect();
+    let shards: Vec<ShardId> = next.shards.keys().copied().collect();
+    for shard in shards {
+        let Some(record) = next.shards.get(&shard) else { continue };
+        if record.placement.iter().all(|server| !leaving.contains(server)) {
+            continue;
+        }
+        let (name, current) = (record.name.clone(), record.current.clone());
+        let mut placement: BTreeSet<ServerId> = record.placement.iter().copied().filter(|server| !leaving.contains(server)).collect();
+        // The last replica, or the write quorum, is first brought up elsewhere.
+        let needed = next.settings.write_quorum.map_or(1, |quorum| quorum as usize).min(record.placement.len());
+        while placement.len() < needed {
+            let load = |server: ServerId| next.shards.values().filter(|record| record.placement.contains(&server)).count();
+            let free = staying.iter().copied().filter(|server| !placement.contains(server));
+            match free.min_by_key(|server| (load(*server), *server)) {
+                Some(server) => placement.insert(server),
+                None if accept_data_loss && !placement.is_empty() => break,
+                None => return Err(refused(format!("Shard {} would lose its last replica or its write quorum", quoted(&name)))),
+            };
+        }
+        // A copy needs somebody to copy from, and a change somebody to seal.
+        let can_seal = current.as_ref().is_none_or(|current| {
+            current.members.iter().filter(|member| observed.is_usable(map, **member, now)).count() >= current.seal_quorum()
+        });
+        if !can_seal && !accept_data_loss {
+            return Err(refused(format!("Shard {} cannot be moved: too few of its replicas answer", quoted(&name))));
+        }
+        let Some(record) = next.shards.get_mut(&shard) else { continue };
+        record.placement = placement;
+        if !can_seal {
+            // The operator accepted it: the shard begins anew, empty, where it is placed now.
+            record.current = None;
+            record.pending = None;
+            for replica in next.replicas.values_mut().filter(|replica| replica.shard == shard) {
+                replica.stage = ReplicaStage::Retired;
+            }
+        }
+    }
+    Ok((next, Goal::Removed { servers: leaving, names: leaving_names }))
+}
+
+/// The map with the wish that another server leads the shard.
+pub(crate) fn move_primary(
+    map: &ClusterMap,
+    shard: ShardId,
+    observed: &Observed,
+    now: Instant,
+) -> Result<(ClusterMap, Goal), RequestError> {
+    let Some(record) = map.shards.get(&shard) else { return Err(refused("The shard is gone")) };
+    let from = record.current.as_ref().and_then(|current| map.server_of(current.primary));
+    let leads = |server: ServerId| {
+        let led =
+            map.shards.values().filter(|record| record.current.as_ref().and_then(|current| map.server_of(current.primary)) == Some(server));
+        led.count()
+    };
+    let candidates = record.current.iter().flat_map(|current| &current.members).filter(|member| observed.is_usable(map, **member, now));
+    let to = candidates
+        .filter_map(|member| map.server_of(*member))
+        .filter(|server| Some(*server) != from && record.placement.contains(server))
+        .min_by_key(|server| (leads(*server), *server));
+    let Some(to) = to else {
+        return Err(refused(format!("Shard {} has no other up-to-date replica", quoted(&record.name))));
+    };
+    let mut next = map.clone();
+    if let Some(record) = next.shards.get_mut(&shard) {
+        record.wanted_primary = Some(to);
+    }
+    Ok((next, Goal::Moved { shard, from }))
+}

@@ -1,0 +1,292 @@
+//! What the map should become: pure functions from the map and what was seen to the next map (DESIGN 5; the planner of oxide omicron's
+//! Reconfigurator is the model). Every transition that is ready goes into one compare-and-set. Never sends, never waits.
+
+use super::{drive::Drives, observed::Observed};
+use crate::{
+    config::{Configuration, MEMBERS_MAX, majority},
+    id::{ReplicaId, ServerId, ShardId},
+    map::{ClusterMap, ReplicaRecord, ReplicaStage, ServerGoal, Settings, ShardRecord},
+    message::LeadStage,
+    time::{Duration, Instant},
+};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Silence after which a primary's shard is given to another. Above the suspicion so that one slow answer costs nothing. A guess.
+const FAIL_OVER_AFTER: Duration = Duration::from_millis(700);
+/// How long a member that is down may stay a member while the write quorum holds without it. Longer than a respawn takes. A guess.
+const DROP_AFTER: Duration = Duration::from_millis(15_000);
+/// How long the first configuration of a shard waits for all its replicas before a majority is enough. A guess.
+const FIRST_WAIT: Duration = Duration::from_millis(10_000);
+/// How long a proposal may stand still before another takes its place; grows with every attempt (R16). A guess.
+const STUCK_AFTER: Duration = Duration::from_millis(1_500);
+/// The most attempts that lengthen [`STUCK_AFTER`].
+const ATTEMPTS_MAX: u64 = 8;
+
+/// What plans are made from, besides the map.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Facts<'a> {
+    pub(crate) now: Instant,
+    pub(crate) observed: &'a Observed,
+    pub(crate) drives: &'a Drives,
+    /// Spreads the patience of competing controllers (R16).
+    pub(crate) seed: u64,
+}
+
+/// The next map, equal to `map` if nothing is to do.
+pub(crate) fn next_map(map: &ClusterMap, facts: &Facts<'_>) -> ClusterMap {
+    let mut next = map.clone();
+    replicas(&mut next, facts);
+    let shards: Vec<ShardId> = next.shards.keys().copied().collect();
+    for shard in shards {
+        configuration(&mut next, shard, facts);
+    }
+    retire(&mut next, facts);
+    next
+}
+
+/// The write quorum of a configuration of so many members.
+pub(crate) fn write_quorum(settings: &Settings, member_count: usize) -> u32 {
+    let members = u32::try_from(member_count).unwrap_or(u32::MAX);
+    settings.write_quorum.unwrap_or_else(|| majority(member_count)).clamp(1, members.max(1))
+}
+
+/// Mints replicas where one is wanted and none lives, marks created ones ready (R17), and lost ones retired.
+fn replicas(map: &mut ClusterMap, facts: &Facts<'_>) {
+    let ids: Vec<ReplicaId> = map.replicas.keys().copied().collect();
+    for id in ids {
+        let Some(record) = map.replicas.get(&id).copied() else { continue };
+        let lost = facts.observed.status(map, id, facts.now).is_some_and(|status| status.lost.is_some());
+        let stage = match record.stage {
+            ReplicaStage::Minted | ReplicaStage::Ready if lost => ReplicaStage::Retired,
+            ReplicaStage::Minted if facts.drives.created.contains(&id) => ReplicaStage::Ready,
+            stage @ (ReplicaStage::Minted | ReplicaStage::Ready | ReplicaStage::Retired) => stage,
+        };
+        map.replicas.insert(id, ReplicaRecord { stage, ..record });
+    }
+    let wanted: Vec<(ShardId, ServerId)> =
+        map.shards.iter().flat_map(|(shard, record)| record.placement.iter().map(|server| (*shard, *server))).collect();
+    for (shard, server) in wanted {
+        let lives =
+            map.replicas.values().any(|record| record.shard == shard && record.server == server && record.stage != ReplicaStage::Retired);
+        if !lives && map.servers.contains_key(&server) {
+            let id = map.counters.replica.next();
+            map.counters.replica = id;
+            map.replicas.insert(id, ReplicaRecord { shard, server, stage: ReplicaStage::Minted });
+        }
+    }
+}
+
+/// Activates what is installed, proposes what is due.
+fn configuration(map: &mut ClusterMap, shard: ShardId, facts: &Facts<'_>) {
+    let Some(record) = map.shards.get(&shard).cloned() else { return };
+    if let Some(pending) = &record.pending {
+        if facts.drives.is_installed(shard, pending.epoch) {
+            let next = ShardRecord { current: Some(pending.clone()), pending: None, ..record };
+            map.shards.insert(shard, next);
+            return;
+        }
+        if !is_stuck(map, shard, &record, pending, facts) {
+            return;
+        }
+    }
+    let target = match &record.current {
+        None => first_target(map, shard, &record, facts),
+        Some(current) => next_target(map, &record, current, facts),
+    };
+    let Some(Target { members, primary }) = target else { return };
+    let epoch = map.counters.epoch.next();
+    let write_quorum = write_quorum(&map.settings, members.len());
+    let config = Configuration { epoch, primary, members, write_quorum };
+    debug_assert!(config.is_valid(), "{config}");
+    map.counters.epoch = epoch;
+    if let Some(record) = map.shards.get_mut(&shard) {
+        record.pending = Some(config);
+    }
+}
+
+struct Target {
+    members: Vec<ReplicaId>,
+    primary: ReplicaId,
+}
+
+/// Whether the proposal cannot be finished, so that a newer one must take its place (R16).
+fn is_stuck(map: &ClusterMap, shard: ShardId, record: &ShardRecord, pending: &Configuration, facts: &Facts<'_>) -> bool {
+    let Facts { now, observed, drives, seed } = *facts;
+    if drives.is_superseded(shard, pending.epoch) || observed.lead(map, pending.primary, pending.epoch, now) == Some(LeadStage::Lame) {
+        return true;
+    }
+    // Competing controllers are patient for different times, and for longer each time.
+    let attempts = drives.attempts(shard).min(ATTEMPTS_MAX);
+    let jitter = Duration::from_millis(crate::balancer::mix(seed, pending.epoch.0) % 500);
+    let stood = drives.stood(shard, pending.epoch, now);
+    let patience = STUCK_AFTER.times(attempts + 1);
+    if stood.0 < patience.0 + jitter.0 {
+        // Not so patient when it is clear that it cannot go on.
+        let primary_gone = map.server_of(pending.primary).is_none_or(|server| observed.silence(server, now) > FAIL_OVER_AFTER)
+            || !map.replicas.get(&pending.primary).is_some_and(|replica| replica.stage == ReplicaStage::Ready);
+        return primary_gone && stood.0 > jitter.0;
+    }
+    // It stood still. A new one helps only if the current members can be sealed.
+    record.current.as_ref().is_none_or(|current| can_seal(map, current, facts))
+}
+
+fn can_seal(map: &ClusterMap, current: &Configuration, facts: &Facts<'_>) -> bool {
+    current.members.iter().filter(|member| facts.observed.is_usable(map, **member, facts.now)).count() >= current.seal_quorum()
+}
+
+/// How many shards each server leads, so that primaries are spread.
+fn leads(map: &ClusterMap) -> BTreeMap<ServerId, usize> {
+    let mut leads = BTreeMap::new();
+    for record in map.shards.values() {
+        if let Some(config) = record.pending.as_ref().or(record.current.as_ref())
+            && let Some(server) = map.server_of(config.primary)
+        {
+            *leads.entry(server).or_default() += 1;
+        }
+    }
+    leads
+}
+
+/// The first configuration of a shard: all its replicas once they are ready, after a while a majority of them.
+fn first_target(map: &ClusterMap, shard: ShardId, record: &ShardRecord, facts: &Facts<'_>) -> Option<Target> {
+    let members: Vec<ReplicaId> = map
+        .replicas
+        .iter()
+        .filter(|(id, replica)| {
+            replica.shard == shard && record.placement.contains(&replica.server) && facts.observed.is_usable(map, **id, facts.now)
+        })
+        .map(|(id, _)| *id)
+        .take(MEMBERS_MAX)
+        .collect();
+    let wanted = record.placement.len().min(MEMBERS_MAX);
+    let enough =
+        members.len() >= wanted || (members.len() >= majority(wanted) as usize && facts.drives.waited(shard, facts.now) > FIRST_WAIT);
+    if members.is_empty() || !enough {
+        return None;
+    }
+    let leads = leads(map);
+    let lead_count = |id: &ReplicaId| map.server_of(*id).and_then(|server| leads.get(&server).copied()).unwrap_or(0);
+    // The wanted one, else the server that leads least.
+    let primary = members.iter().copied().min_by_key(|id| (map.server_of(*id) != record.wanted_primary, lead_count(id), *id))?;
+    Some(Target { members, primary })
+}
+
+/// What should follow the current configuration; `None` if it is fine as it is or nothing can be done now.
+fn next_target(map: &ClusterMap, record: &ShardRecord, current: &Configuration, facts: &Facts<'_>) -> Option<Target> {
+    let Facts { now, observed, .. } = *facts;
+    if !can_seal(map, current, facts) {
+        return None;
+    }
+    let server_of = |id: ReplicaId| map.server_of(id);
+    let silent = |id: ReplicaId| server_of(id).map_or(Duration(u64::MAX), |server| observed.silence(server, now));
+    let usable = |id: ReplicaId| observed.is_usable(map, id, now);
+    let placed = |id: ReplicaId| server_of(id).is_some_and(|server| record.placement.contains(&server));
+    let ready = |id: ReplicaId| map.replicas.get(&id).is_some_and(|replica| replica.stage == ReplicaStage::Ready);
+
+    // The primary leads on unless it may not, cannot, or does not answer.
+    let lead = observed.lead(map, current.primary, current.epoch, now);
+    let promised = observed.status(map, current.primary, now).map(|status| status.promised);
+    let primary_fine = ready(current.primary)
+        && match (lead, promised) {
+            // R15: lame, or not leading the epoch that it promised.
+            (Some(LeadStage::Active | LeadStage::Installed), _) => true,
+            (Some(LeadStage::Lame | LeadStage::Installing | LeadStage::SourceFailed), _) | (None, Some(_)) => {
+                facts.drives.is_ignoring_lame()
+            }
+            (None, None) => silent(current.primary) <= FAIL_OVER_AFTER,
+        };
+
+    let alive = current.members.iter().filter(|id| usable(**id)).count();
+    let quorum_holds = alive >= current.write_quorum.max(u32::try_from(current.seal_quorum()).unwrap_or(u32::MAX)) as usize;
+    let stays = |id: ReplicaId| {
+        ready(id) && (usable(id) || (quorum_holds && primary_fine && silent(id) <= DROP_AFTER) || silent(id) <= FAIL_OVER_AFTER)
+    };
+    let mut members: BTreeSet<ReplicaId> = current.members.iter().copied().filter(|id| stays(*id)).collect();
+    // Learners that have caught up, as the active primary says.
+    if let Some(status) = observed.status(map, current.primary, now)
+        && lead == Some(LeadStage::Active)
+    {
+        members.extend(
+            status.learners.iter().filter(|(id, _, caught_up)| *caught_up && ready(*id) && placed(*id) && usable(*id)).map(|(id, ..)| *id),
+        );
+    }
+    // Who is no longer wanted goes once those that are wanted are members: never the last, never below what is placed.
+    let wanted: BTreeSet<ServerId> = record.placement.iter().copied().filter(|server| observed.is_alive(*server, now)).collect();
+    let held: BTreeSet<ServerId> = members.iter().copied().filter(|id| usable(*id)).filter_map(server_of).collect();
+    if !wanted.is_empty() && wanted.is_subset(&held) {
+        members.retain(|id| placed(*id));
+    }
+    if members.is_empty() || members.len() > MEMBERS_MAX {
+        return None;
+    }
+
+    let can_lead = |id: &ReplicaId| usable(*id) && silent(*id) <= FAIL_OVER_AFTER;
+    let wanted_primary =
+        record.wanted_primary.and_then(|server| members.iter().copied().find(|id| server_of(*id) == Some(server))).filter(can_lead);
+    let primary = match wanted_primary {
+        Some(wanted) => wanted,
+        None if primary_fine && members.contains(&current.primary) => current.primary,
+        None => {
+            let leads = leads(map);
+            let lead_count = |id: ReplicaId| server_of(id).and_then(|server| leads.get(&server).copied()).unwrap_or(0);
+            let last = |id: ReplicaId| observed.status(map, id, now).map(|status| status.last).unwrap_or_default();
+            // The best log needs no fetch; among equals, who leads least.
+            let best = members.iter().copied().filter(can_lead);
+            best.max_by_key(|id| (*id != current.primary, last(*id), std::cmp::Reverse(lead_count(*id)), std::cmp::Reverse(*id)))?
+        }
+    };
+    let members: Vec<ReplicaId> = members.into_iter().collect();
+    if primary_fine && primary == current.primary && members == current.members {
+        return None;
+    }
+    // What is proposed must be able to install.
+    let able = members.iter().filter(|id| usable(**id)).count();
+    let config = Configuration { epoch: current.epoch, primary, write_quorum: write_quorum(&map.settings, members.len()), members };
+    if able < config.install_quorum() {
+        // Only those that answer, if that is what it takes.
+        let members: Vec<ReplicaId> = config.members.iter().copied().filter(|id| usable(*id)).collect();
+        return members.contains(&primary).then_some(Target { members, primary });
+    }
+    Some(Target { members: config.members, primary })
+}
+
+/// Retires what no configuration has and nobody wants, and forgets what its server no longer holds (R18).
+fn retire(map: &mut ClusterMap, facts: &Facts<'_>) {
+    let in_use: BTreeSet<ReplicaId> = map
+        .shards
+        .values()
+        .flat_map(|record| record.current.iter().chain(record.pending.iter()))
+        .flat_map(|config| config.members.iter().copied())
+        .collect();
+    let ids: Vec<ReplicaId> = map.replicas.keys().copied().collect();
+    for id in ids {
+        let Some(record) = map.replicas.get(&id).copied() else { continue };
+        if in_use.contains(&id) {
+            continue;
+        }
+        let wanted = map.shards.get(&record.shard).is_some_and(|shard| shard.placement.contains(&record.server));
+        let server_here = map.servers.contains_key(&record.server);
+        if !server_here || (record.stage == ReplicaStage::Retired && facts.drives.retired.contains(&id)) {
+            map.replicas.remove(&id);
+        } else if !wanted && record.stage != ReplicaStage::Retired {
+            map.replicas.insert(id, ReplicaRecord { stage: ReplicaStage::Retired, ..record });
+        }
+    }
+    // A wish for a primary is done when it leads, or void when it cannot.
+    let ids: Vec<ShardId> = map.shards.keys().copied().collect();
+    for id in ids {
+        let Some(record) = map.shards.get(&id) else { continue };
+        let Some(wanted) = record.wanted_primary else { continue };
+        let leads =
+            record.pending.is_none() && record.current.as_ref().is_some_and(|current| map.server_of(current.primary) == Some(wanted));
+        let void = !record.placement.contains(&wanted) || (record.pending.is_none() && !facts.observed.is_alive(wanted, facts.now));
+        if (leads || void)
+            && let Some(record) = map.shards.get_mut(&id)
+        {
+            record.wanted_primary = None;
+        }
+    }
+    // A server that leaves and holds nothing goes once it is stopped.
+    let holds: BTreeSet<ServerId> = map.replicas.values().map(|record| record.server).collect();
+    map.servers.retain(|id, record| record.goal == ServerGoal::Run || holds.contains(id) || !facts.drives.stopped.contains(id));
+}
