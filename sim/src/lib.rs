@@ -9,6 +9,7 @@ pub mod trace;
 pub mod explorer;
 pub mod swarm;
 
+pub mod exhaust;
 pub mod minimize;
 pub mod panics;
 pub mod search;

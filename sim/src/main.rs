@@ -8,6 +8,7 @@ use std::{
 };
 use twinshard_core::planted::{Bug, Planted};
 use twinshard_sim::{
+    exhaust,
     search::{self, Search},
     swarm,
 };
@@ -43,6 +44,9 @@ struct Explore {
     /// Prints the trace of the last seed (with --seeds 1: of that seed).
     #[arg(long)]
     trace: bool,
+    /// Instead of seeds: every schedule of the tiny workloads with at most so many deviations.
+    #[arg(long, value_name = "DEPTH", num_args = 0..=1, default_missing_value = "2", conflicts_with_all = ["seeds", "start", "trace"])]
+    exhaust: Option<u32>,
     /// Does not shrink what fails.
     #[arg(long)]
     no_shrink: bool,
@@ -71,6 +75,9 @@ fn explore(arguments: &Explore) -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    if let Some(depth) = arguments.exhaust {
+        return exhaust(arguments, bug, depth);
+    }
     if arguments.trace {
         let result = search::play_with_text(&swarm::plan(arguments.start, bug));
         for line in &result.text {
@@ -117,4 +124,20 @@ fn explore(arguments: &Explore) -> ExitCode {
         }
     }
     if arguments.planted.is_some() { ExitCode::SUCCESS } else { ExitCode::from(1) }
+}
+
+fn exhaust(arguments: &Explore, bug: Planted, depth: u32) -> ExitCode {
+    let mut failed = false;
+    for tiny in exhaust::workloads(bug) {
+        let begun = Instant::now();
+        let searched = exhaust::search(&tiny, depth, arguments.jobs);
+        let seconds = begun.elapsed().as_secs_f64();
+        eprintln!("{:.0} schedules/s, {:.0} events/s", searched.schedules as f64 / seconds, searched.events as f64 / seconds);
+        println!("{}: {} places, {} schedules, {} events", tiny.name, searched.sites, searched.schedules, searched.events);
+        if let Some((deviations, violation)) = searched.failure {
+            failed = true;
+            println!("VIOLATION with {deviations:?}: {violation}");
+        }
+    }
+    if failed == arguments.planted.is_some() { ExitCode::SUCCESS } else { ExitCode::from(1) }
 }

@@ -111,6 +111,11 @@ impl Clients {
         self.recorder.into_history()
     }
 
+    /// Whether /init is done.
+    pub(super) fn is_set_up(&self) -> bool {
+        self.operations.first().is_some_and(|init| init.finished)
+    }
+
     /// Operations that have no end yet.
     pub(super) fn open_count(&self) -> usize {
         self.operations.iter().filter(|running| !running.finished).count()

@@ -235,13 +235,6 @@ impl SimLog {
         count as u64 - keep
     }
 
-    /// Makes a replica look as if it had just been created: the bug of a replica that keeps its id.
-    pub fn forge_empty(&mut self, replica: ReplicaId, shard: ShardId) {
-        self.durable.seen.insert(replica, shard);
-        self.durable.replicas.insert(replica, ReplicaLog { shard, ..ReplicaLog::default() });
-        self.written = self.durable.clone();
-    }
-
     /// The disk is gone.
     pub fn lose(&mut self) {
         let syncs = self.syncs;

@@ -192,34 +192,31 @@ impl ShardModel {
         match &entry.command {
             Command::Barrier(_) => return Effect::None,
             Command::CloseSession(session) => {
-                if self.sessions.remove(session).is_some() {
-                    self.floor = self.floor.max(*session);
-                }
+                self.sessions.remove(session);
+                self.floor = self.floor.max(*session);
                 return Effect::None;
             }
             Command::Operations(_) => {}
         }
         let index = entry.position.index;
+        let mut known = None;
         if let Some(request) = entry.request {
-            if !self.sessions.contains_key(&request.session) {
-                if request.session <= self.floor {
-                    return Effect::Refused; // R24
-                }
-                self.sessions.insert(request.session, SessionState::default());
+            match self.sessions.get(&request.session) {
+                None if request.session <= self.floor => return Effect::Refused, // R24
+                Some(session) if request.number < session.lowest => return Effect::Refused,
+                None | Some(_) => {}
             }
-            let Some(session) = self.sessions.get_mut(&request.session) else { return Effect::Refused };
+            let session = self.sessions.entry(request.session).or_default();
             session.last_used = index;
             if request.lowest > session.lowest {
                 session.lowest = request.lowest;
                 session.outcomes = session.outcomes.split_off(&request.lowest);
             }
-            let known = if request.number < session.lowest { Some(None) } else { session.outcomes.get(&request.number).cloned().map(Some) };
+            known = session.outcomes.get(&request.number).cloned();
             self.evict_sessions();
-            match known {
-                Some(None) => return Effect::Refused,
-                Some(Some(outcome)) => return Effect::Repeated(outcome),
-                None => {}
-            }
+        }
+        if let Some(outcome) = known {
+            return Effect::Repeated(outcome);
         }
         let effect = self.apply_under_key(entry);
         if let (Some(request), Some(outcome)) = (entry.request, effect.outcome())
@@ -238,7 +235,7 @@ impl ShardModel {
             return if known.body_hash == idempotency.body_hash {
                 Effect::Repeated(known.outcome.clone())
             } else {
-                Effect::Executed(Outcome { verdict: Verdict::KeyReused, position: entry.position })
+                Effect::Repeated(Outcome { verdict: Verdict::KeyReused, position: known.outcome.position })
             };
         }
         let outcome = self.execute(entry);
@@ -253,7 +250,7 @@ impl ShardModel {
     }
 
     fn evict_sessions(&mut self) {
-        while self.sessions.len() > self.memory.sessions_max {
+        while self.sessions.len() > self.memory.sessions_max.max(1) {
             let oldest = self.sessions.iter().min_by_key(|(_, state)| state.last_used).map(|(id, _)| *id);
             if let Some(oldest) = oldest {
                 self.sessions.remove(&oldest);

@@ -5,7 +5,6 @@ use crate::keyed::Draw;
 use std::collections::{BTreeMap, VecDeque};
 use twinshard_core::{
     id::{Position, ReplicaId, SessionId, SnapshotId, StageId},
-    planted::{Bug, Planted},
     storage::{
         FlushBatch, IdempotencyState, LostReason, RowPage, RowQuery, SessionState, SnapshotChunk, SnapshotCursor, StoreAnswer,
         StoreCommand, ViewState,
@@ -122,8 +121,6 @@ pub struct Terms {
     pub durable: bool,
     /// Whether the store answers `Unavailable` and does nothing.
     pub down: bool,
-    /// A bug of the store itself.
-    pub planted: Planted,
 }
 
 impl SimRows {
@@ -182,13 +179,7 @@ impl SimRows {
                 StoreAnswer::SnapshotOpened { position: rows.view.state.applied }
             }
             StoreCommand::ReadSnapshot { snapshot, cursor, bytes_max } => match rows.snapshots.get(&snapshot) {
-                Some(view) => {
-                    let mut chunk = piece(view, cursor.as_ref(), bytes_max);
-                    if terms.planted.has(Bug::SnapshotWithoutSessions) {
-                        chunk.sessions.clear();
-                    }
-                    StoreAnswer::Chunk(Box::new(chunk))
-                }
+                Some(view) => StoreAnswer::Chunk(Box::new(piece(view, cursor.as_ref(), bytes_max))),
                 // A snapshot lives as long as the process; the machine opened it in this life or never.
                 None => StoreAnswer::Unavailable,
             },
@@ -268,11 +259,6 @@ impl SimRows {
             return Err(LostReason::RowsBehind);
         }
         Ok(rows.view.state.clone())
-    }
-
-    /// Puts an empty view in the place of whatever there is: the bug of a replica that keeps its id.
-    pub fn forge_empty(&mut self, replica: ReplicaId) {
-        self.replicas.insert(replica, ReplicaRows::default());
     }
 }
 
@@ -358,8 +344,8 @@ mod tests {
     };
 
     const R: ReplicaId = ReplicaId(3);
-    const KEPT: Terms = Terms { durable: true, down: false, planted: Planted::NONE };
-    const LOOSE: Terms = Terms { durable: false, down: false, planted: Planted::NONE };
+    const KEPT: Terms = Terms { durable: true, down: false };
+    const LOOSE: Terms = Terms { durable: false, down: false };
 
     fn at(index: u64) -> Position {
         Position { epoch: Epoch(1), index: LogIndex(index) }

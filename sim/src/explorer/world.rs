@@ -32,7 +32,6 @@ use twinshard_core::{
     id::{BalancerId, ClusterId, MapVersion, NodeId, OwnerNumber, ReplicaId, ServerId, Token},
     map::{Address, ClusterMap, Settings},
     message::Message,
-    planted::Bug,
     request::Reply,
     server::{ServerConfig, ServerMachine},
     storage::{LogBatch, LostReason, Recovered, RecoveredReplica, StoreCommand, ViewState},
@@ -197,6 +196,43 @@ impl World {
         world
     }
 
+    /// A world that has been played, on a plain network, until its cluster is set up: where the exhaustive search begins.
+    #[must_use]
+    pub fn set_up(plan: Arc<Plan>, until: Instant) -> Self {
+        let _quiet = crate::panics::Watch::begin();
+        Self::new(plan, false).play_plainly(until)
+    }
+
+    /// The same, with a trace as text.
+    #[must_use]
+    pub fn set_up_with_text(plan: Arc<Plan>, until: Instant) -> Self {
+        Self::new(plan, true).play_plainly(until)
+    }
+
+    fn play_plainly(mut self, until: Instant) -> Self {
+        self.net.plain = true;
+        self.guarded(until);
+        if !self.clients.is_set_up() {
+            self.checks.fail("liveness", || format!("the cluster is not set up at {until}"));
+        }
+        self
+    }
+
+    /// The first violation so far.
+    #[must_use]
+    pub const fn violation(&self) -> Option<&Violation> {
+        self.checks.violation()
+    }
+
+    /// Plays on to the end with deviations, and says where there could have been more.
+    #[must_use]
+    pub fn run_script(mut self, script: Script) -> (RunResult, Script) {
+        self.script = Some(script);
+        self.guarded(Instant(u64::MAX));
+        let script = self.script.take().unwrap_or_default();
+        (self.finish(), script)
+    }
+
     fn plan_start(&mut self) {
         for place in 0..self.balancers.len() {
             self.at(Instant(1_000_000 + 7_000_000 * place as u64), Event::StartBalancer { place });
@@ -215,12 +251,16 @@ impl World {
     /// Plays to the end. A panic of a machine is a violation.
     #[must_use]
     pub fn run(mut self) -> RunResult {
-        let outcome = catch_unwind(AssertUnwindSafe(|| self.play(Instant(u64::MAX))));
+        self.guarded(Instant(u64::MAX));
+        self.finish()
+    }
+
+    fn guarded(&mut self, until: Instant) {
+        let outcome = catch_unwind(AssertUnwindSafe(|| self.play(until)));
         if outcome.is_err() {
             let text = crate::panics::take().unwrap_or_else(|| "a machine panicked".to_owned());
             self.checks.fail("panic", || text);
         }
-        self.finish()
     }
 
     /// Plays until this instant, or until the run is over.
@@ -486,7 +526,7 @@ impl World {
             | StoreCommand::Stage { last: false, .. }
             | StoreCommand::SwapStage { .. } => None,
         };
-        let answer = node.rows.execute(replica, command, Terms { durable, down, planted: self.plan.planted });
+        let answer = node.rows.execute(replica, command, Terms { durable, down });
         if let Some(staged) = looked_at {
             self.checks.on_view(node, replica, staged);
         }
@@ -577,8 +617,6 @@ impl World {
         let Some(node) = self.servers.get_mut(&id) else { return };
         self.checks.on_loss(&node.log.durable);
         self.checks.coverage.hit(Sometimes::DisksLost);
-        let keeps = self.plan.planted.has(Bug::KeepsIdAfterLosingDisk);
-        let before: Vec<_> = node.log.durable.replicas.iter().map(|(id, log)| (*id, log.shard)).collect();
         match loss {
             Loss::Disk => {
                 node.log.lose();
@@ -586,13 +624,6 @@ impl World {
             }
             Loss::Log => node.log.lose(),
             Loss::Rows => node.rows.lose(),
-        }
-        if keeps {
-            node.log.lose();
-            for (replica, shard) in before {
-                node.log.forge_empty(replica, shard);
-                node.rows.forge_empty(replica);
-            }
         }
     }
 
@@ -871,6 +902,9 @@ impl World {
             self.window_closes(place);
         }
         self.start_everything();
+        if let Some(script) = &mut self.script {
+            script.closed = true;
+        }
         self.trace.say(self.now, || "healed".to_owned());
         self.look();
     }
