@@ -14,7 +14,7 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
 };
 use twinshard_core::{
@@ -161,24 +161,28 @@ pub fn search(tiny: &Tiny, depth: u32, jobs: usize) -> Searched {
         return searched;
     }
     let firsts = successors(&BTreeMap::new(), &script);
-    let (next, stop) = (AtomicUsize::new(0), AtomicBool::new(depth == 0));
+    // Up to which first deviation it matters: beyond the lowest that leads to a failure nothing does.
+    let (next, end) = (AtomicUsize::new(0), AtomicUsize::new(if depth == 0 { 0 } else { firsts.len() }));
     let (schedules, events) = (AtomicU64::new(1), AtomicU64::new(result.events));
     let failures = Mutex::new(BTreeMap::new());
     std::thread::scope(|scope| {
         for _ in 0..jobs.max(1) {
             // Each thread has a world of its own to copy: what worlds share is counted with atomics.
             let base = base.clone();
-            let (next, stop, schedules, events, failures, firsts) = (&next, &stop, &schedules, &events, &failures, &firsts);
+            let (next, end, schedules, events, failures, firsts) = (&next, &end, &schedules, &events, &failures, &firsts);
             scope.spawn(move || {
-                while !stop.load(Ordering::Relaxed) {
+                loop {
                     let place = next.fetch_add(1, Ordering::Relaxed);
-                    let Some(first) = firsts.get(place) else { break };
+                    let goes_on = || place < end.load(Ordering::Relaxed);
+                    if !goes_on() {
+                        break;
+                    }
                     let mut own = Searched::default();
-                    descend(&base, first, depth - 1, &mut own, stop);
+                    descend(&base, &firsts[place], depth - 1, &mut own, &goes_on);
                     schedules.fetch_add(own.schedules, Ordering::Relaxed);
                     events.fetch_add(own.events, Ordering::Relaxed);
                     if let Some(failure) = own.failure {
-                        stop.store(true, Ordering::Relaxed);
+                        end.fetch_min(place, Ordering::Relaxed);
                         failures.lock().unwrap_or_else(PoisonError::into_inner).insert(place, failure);
                     }
                 }
@@ -191,7 +195,7 @@ pub fn search(tiny: &Tiny, depth: u32, jobs: usize) -> Searched {
     searched
 }
 
-fn descend(base: &World, deviations: &BTreeMap<u32, Deviation>, depth: u32, searched: &mut Searched, stop: &AtomicBool) {
+fn descend(base: &World, deviations: &BTreeMap<u32, Deviation>, depth: u32, searched: &mut Searched, goes_on: &dyn Fn() -> bool) {
     let (result, script) = play(base, deviations);
     searched.schedules += 1;
     searched.events += result.events;
@@ -203,10 +207,10 @@ fn descend(base: &World, deviations: &BTreeMap<u32, Deviation>, depth: u32, sear
         return;
     }
     for next in successors(deviations, &script) {
-        if searched.failure.is_some() || stop.load(Ordering::Relaxed) {
+        if searched.failure.is_some() || !goes_on() {
             return;
         }
-        descend(base, &next, depth - 1, searched, stop);
+        descend(base, &next, depth - 1, searched, goes_on);
     }
 }
 

@@ -16,6 +16,7 @@ use twinshard_core::{
     planted::Planted,
     time::{Duration, Instant},
 };
+use twinshard_scenarios::checker;
 
 /// What is searched.
 #[derive(Clone, Copy, Debug)]
@@ -62,7 +63,15 @@ pub fn play_with_text(plan: &Plan) -> RunResult {
 }
 
 /// Judges the history of a run that broke nothing else.
-fn judge(result: RunResult) -> RunResult {
+fn judge(mut result: RunResult) -> RunResult {
+    if result.violation.is_none() {
+        let verdict = checker::check(&result.history);
+        if let Some(found) = verdict.violations.first() {
+            result.violation = Some(Violation { rule: found.check.name(), text: found.to_string() });
+        } else if !verdict.is_ok() {
+            result.violation = Some(Violation { rule: "history", text: format!("{:?}", verdict.checked) });
+        }
+    }
     result
 }
 
