@@ -21,6 +21,11 @@ impl Watch {
             let before = panic::take_hook();
             panic::set_hook(Box::new(move |info| {
                 if WATCHED.with_borrow(|watched| *watched) {
+                    if cfg!(panic = "abort") {
+                        // Nothing can be caught in this build profile: say what there is to say and end as for any violation.
+                        eprintln!("VIOLATION panic: {info}\nbuild with --profile explore to see the seed and to shrink it");
+                        std::process::exit(1);
+                    }
                     LAST.set(Some(info.to_string().replace('\n', " ")));
                 } else {
                     before(info);
