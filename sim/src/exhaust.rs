@@ -144,6 +144,7 @@ fn plan(server_count: usize, replicas: &[usize], write_quorum: Option<u32>, acti
         heal_at: SET_UP_AT + WINDOW,
         heal_within: Duration::from_millis(15_000),
         planted,
+        keeps_notes: false,
     }
 }
 

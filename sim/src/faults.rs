@@ -15,6 +15,20 @@ pub enum Place {
     Balancer(usize),
     /// Everyone else.
     Others,
+    /// Every client.
+    Clients,
+    /// The server that leads a shard when the window opens; shards by their place in the plan.
+    PrimaryOf(usize),
+    /// The first server that holds a member without leading.
+    BackupOf(usize),
+    /// All of those.
+    BackupsOf(usize),
+    /// The balancer that controls when the window opens.
+    Controller,
+    /// Every server.
+    Servers,
+    /// Every balancer.
+    Balancers,
 }
 
 impl Place {
@@ -25,6 +39,9 @@ impl Place {
             Self::Server(id) => 1_000 + id.0,
             Self::Balancer(place) => 1 + place as u64,
             Self::Others => 0,
+            Self::Clients => 500,
+            // Roles have become nodes before anything is drawn.
+            Self::PrimaryOf(_) | Self::BackupOf(_) | Self::BackupsOf(_) | Self::Controller | Self::Servers | Self::Balancers => 501,
         }
     }
 }
@@ -35,6 +52,13 @@ impl fmt::Display for Place {
             Self::Server(id) => id.fmt(f),
             Self::Balancer(place) => write!(f, "balancer {place}"),
             Self::Others => f.write_str("everyone else"),
+            Self::Clients => f.write_str("the clients"),
+            Self::PrimaryOf(shard) => write!(f, "the primary of shard {shard}"),
+            Self::BackupOf(shard) => write!(f, "a backup of shard {shard}"),
+            Self::BackupsOf(shard) => write!(f, "the backups of shard {shard}"),
+            Self::Controller => f.write_str("the controller"),
+            Self::Servers => f.write_str("every server"),
+            Self::Balancers => f.write_str("every balancer"),
         }
     }
 }
@@ -104,6 +128,14 @@ pub enum Fault {
         /// Which.
         place: Place,
     },
+    /// A process dies at the start and cannot be started before the end. A balancer is then, by its supervisor; a server when a
+    /// balancer asks for it.
+    Down {
+        /// Which.
+        place: Place,
+        /// Whether its disk is gone too.
+        loses_disk: bool,
+    },
     /// All processes die at the start and are started again at the end.
     PowerLoss,
     /// A server dies at the start, loses what it had, and is started again at the end.
@@ -148,6 +180,13 @@ pub enum Fault {
     },
     /// The provisioner fails.
     ProvisionFails,
+    /// The next starts of a server fail.
+    StartsFail {
+        /// Whose (`Servers`: anyone's).
+        place: Place,
+        /// How many.
+        times: u32,
+    },
 }
 
 /// A fault and its window.
@@ -194,6 +233,9 @@ impl fmt::Display for Fault {
             Self::StoreDown { server } => write!(f, "the row store of {server} does not answer"),
             Self::Register { place, fault, ppm } => write!(f, "the register towards {place}: {fault:?}, {ppm} ppm"),
             Self::ProvisionFails => f.write_str("the provisioner fails"),
+            Self::Down { place, loses_disk: false } => write!(f, "{place} is down"),
+            Self::Down { place, loses_disk: true } => write!(f, "{place} is down and its disk is gone"),
+            Self::StartsFail { place, times } => write!(f, "the next {times} starts of {place} fail"),
         }
     }
 }

@@ -7,7 +7,7 @@ use twinshard_core::{
     balancer::{BalancerConfig, Policy},
     command::{OnConflict, Operation},
     planted::Planted,
-    request::{NewServer, NewShard},
+    request::{NewServer, NewShard, Request},
     server::ServerSettings,
     time::{Duration, Instant},
     value::{Key, KeyRange, Row, Value},
@@ -30,6 +30,8 @@ pub struct Plan {
     pub heal_within: Duration,
     /// The bug planted in the machines and in the world's storage.
     pub planted: Planted,
+    /// Whether what machines tell people is kept, for a report.
+    pub keeps_notes: bool,
 }
 
 impl Plan {
@@ -172,6 +174,8 @@ pub enum Action {
     },
     /// The state of the cluster.
     Status,
+    /// Anything else, as it is.
+    Raw(Request),
 }
 
 /// How fresh a read is.
@@ -189,15 +193,6 @@ pub enum Level {
 #[must_use]
 pub fn unique_value(operation: u32, part: usize) -> Value {
     Value::Integer(i64::from(operation) * 64 + part as i64 + 1)
-}
-
-/// The operation that wrote a unique value.
-#[must_use]
-pub fn operation_of_value(value: &Value) -> Option<u32> {
-    match value {
-        Value::Integer(number) if *number > 0 => u32::try_from((number - 1) / 64).ok(),
-        Value::Integer(_) | Value::Decimal(_) | Value::Boolean(_) | Value::Text(_) => None,
-    }
 }
 
 /// A row whose second column holds the operation's unique value; the first is one that updates leave alone.
@@ -234,6 +229,7 @@ impl fmt::Display for Action {
             Self::RemoveServer { name } => write!(f, "remove server {name}"),
             Self::MovePrimary { shard } => write!(f, "move the primary of {shard}"),
             Self::Status => f.write_str("status"),
+            Self::Raw(request) => write!(f, "{request:?}"),
         }
     }
 }

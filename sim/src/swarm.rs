@@ -76,7 +76,7 @@ pub fn plan(seed: u64, planted: Planted) -> Plan {
     let end = Instant((WORKLOAD_AT_MS + span_ms) * 1_000_000);
     let operations = operations(&mut Dice::new(seed, Stream::Workload), &topology, count, span_ms);
     let faults = faults(&mut Dice::new(seed, Stream::Faults), &mut options, &topology, end);
-    Plan { seed, topology, operations, faults, heal_at: end, heal_within: Duration::from_millis(20_000), planted }
+    Plan { seed, topology, operations, faults, heal_at: end, heal_within: Duration::from_millis(20_000), planted, keeps_notes: false }
 }
 
 fn shard_name(number: u64) -> Box<str> {

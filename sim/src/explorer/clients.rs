@@ -8,20 +8,22 @@ use super::{
 };
 use crate::{
     keyed::{Keyed, Purpose, fold},
-    plan::{Action, Level, Plan, PlannedOperation, operation_of_value},
+    plan::{Action, Level, Plan, PlannedOperation},
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use twinshard_core::{
     command::{Command, Idempotency, Operation, Verdict},
     effect::{BalancerInput, ServerInput},
     id::{LogIndex, ServerId, ShardId, Token},
     map::ClusterMap,
     request::{Applied, Consistency, Reply, Request, RequestError, Rows, ServerReply, ServerRequest, Written},
-    schema::{Column, ColumnType, Schema},
     time::{Duration, Instant},
-    value::{Key, KeyRange},
+    value::{Key, KeyRange, Value},
 };
-use twinshard_scenarios::history::{History, OperationId, Recorder};
+use twinshard_scenarios::{
+    history::{History, OperationId, Recorder, VALUE_COLUMN},
+    scenario,
+};
 
 /// How often a client comes again.
 const ATTEMPTS_MAX: u32 = 6;
@@ -38,6 +40,8 @@ struct Running {
     planned: PlannedOperation,
     attempt: u32,
     record: Option<OperationId>,
+    /// What it asks, once it has begun.
+    request: Option<Request>,
     asked: Option<Asked>,
     finished: bool,
     /// The last answer, if it was one.
@@ -55,20 +59,16 @@ struct Asked {
     deadline: Instant,
     /// What had been seen or acknowledged of each shard when the operation began.
     floor: BTreeMap<ShardId, LogIndex>,
-    session: BTreeMap<ShardId, LogIndex>,
 }
 
 /// All clients of a run.
 #[derive(Clone, Debug)]
 pub(super) struct Clients {
     operations: Vec<Running>,
-    /// By client: what its token says.
-    tokens: BTreeMap<u32, BTreeMap<ShardId, LogIndex>>,
     /// By shard: the highest index that any client was told of by a write or a linearizable read.
     observed: BTreeMap<ShardId, LogIndex>,
     recorder: Recorder,
     shards: BTreeMap<ShardId, (Box<str>, KeyRange)>,
-    schema: Option<Schema>,
 }
 
 impl Clients {
@@ -83,15 +83,7 @@ impl Clients {
             action: Action::Status,
         })];
         operations.extend(plan.operations.iter().cloned().map(Running::new));
-        let column = |name: &str| Column { name: name.into(), dtype: ColumnType::Number };
-        Self {
-            operations,
-            tokens: BTreeMap::new(),
-            observed: BTreeMap::new(),
-            recorder: Recorder::default(),
-            shards: BTreeMap::new(),
-            schema: Schema::new(vec![column("id"), column("steady"), column("value")]).ok(),
-        }
+        Self { operations, observed: BTreeMap::new(), recorder: Recorder::default(), shards: BTreeMap::new() }
     }
 
     /// The places of the operations with the times at which they begin.
@@ -140,7 +132,17 @@ impl Clients {
 
 impl Running {
     const fn new(planned: PlannedOperation) -> Self {
-        Self { planned, attempt: 0, record: None, asked: None, finished: false, succeeded: false, ambiguous: false, denied: false }
+        Self {
+            planned,
+            attempt: 0,
+            record: None,
+            request: None,
+            asked: None,
+            finished: false,
+            succeeded: false,
+            ambiguous: false,
+            denied: false,
+        }
     }
 }
 
@@ -149,11 +151,11 @@ fn idempotency(planned: &PlannedOperation) -> Option<Idempotency> {
     planned.retries.then(|| Idempotency { key: format!("op{}", planned.id).into(), body_hash: u128::from(planned.id) + 1 })
 }
 
-fn request(plan: &Plan, schema: Option<&Schema>, planned: &PlannedOperation, session: &BTreeMap<ShardId, LogIndex>) -> Option<Request> {
+fn request(plan: &Plan, planned: &PlannedOperation) -> Option<Request> {
     if planned.id == INIT {
         return Some(Request::Init {
             server_count: Some(plan.topology.servers.len() as u64),
-            schema: schema?.clone(),
+            schema: scenario::schema(),
             shards: plan.topology.shards.clone(),
             servers: Some(plan.topology.servers.clone()),
             on_conflict: None,
@@ -169,7 +171,7 @@ fn request(plan: &Plan, schema: Option<&Schema>, planned: &PlannedOperation, ses
             limit: *limit,
             consistency: match level {
                 Level::Linearizable => Consistency::Linearizable,
-                Level::Session => Consistency::Session(session.clone()),
+                Level::Session => Consistency::Session(BTreeMap::new()),
                 Level::Stale => Consistency::Stale,
             },
         },
@@ -188,6 +190,7 @@ fn request(plan: &Plan, schema: Option<&Schema>, planned: &PlannedOperation, ses
         }
         Action::MovePrimary { shard } => Request::Primary { shard: shard.clone(), change: true },
         Action::Status => Request::Status,
+        Action::Raw(request) => request.clone(),
     })
 }
 
@@ -213,16 +216,21 @@ impl World {
         if let Action::WriteAtServer { server, shard, operations } = &planned.action {
             return self.client_sends_to_server(place, &planned, ServerId(*server), shard, operations);
         }
-        let session = self.clients.tokens.get(&planned.client).cloned().unwrap_or_default();
-        let session = running.asked.as_ref().map_or(session, |asked| asked.session.clone());
-        let Some(request) = request(&self.plan, self.clients.schema.as_ref(), &planned, &session) else { return };
+        let request = match &running.request {
+            Some(request) => request.clone(),
+            None => {
+                let Some(request) = request(&self.plan, &planned) else { return };
+                self.clients.recorder.with_session(planned.client, request)
+            }
+        };
         // A client that comes again turns to the next balancer.
         let balancer = (planned.balancer + attempt as usize) % self.balancers.len().max(1);
         let floor = running.asked.as_ref().map_or_else(|| self.clients.observed.clone(), |asked| asked.floor.clone());
         let deadline = self.now + planned.timeout;
         let incarnation = self.balancer_incarnation(balancer);
         let running = &mut self.clients.operations[place];
-        running.asked = Some(Asked { balancer, incarnation, deadline, floor, session });
+        running.asked = Some(Asked { balancer, incarnation, deadline, floor });
+        running.request = Some(request.clone());
         match running.record {
             None => running.record = Some(self.clients.recorder.begin(planned.client, self.now.0, request.clone())),
             Some(record) => {
@@ -256,8 +264,9 @@ impl World {
         let request = ServerRequest::Write { shard: shard.into(), operations: operations.to_vec(), idempotency: idempotency(planned) };
         // To the history it is a write like any other.
         let recorded = Request::Write { operations: operations.to_vec(), on_conflict: None, idempotency: idempotency(planned) };
-        let record = self.clients.recorder.begin(planned.client, self.now.0, recorded);
+        let record = self.clients.recorder.begin(planned.client, self.now.0, recorded.clone());
         self.clients.operations[place].record = Some(record);
+        self.clients.operations[place].request = Some(recorded);
         self.after(Duration(planned.timeout.0 + GRACE.0), Event::ClientGivesUp { operation: place, attempt: 0 });
         self.step_server(server, ServerInput::Request { token: token(place, 0), request, deadline: local });
     }
@@ -273,7 +282,8 @@ impl World {
             | Action::AddServer { .. }
             | Action::RemoveServer { .. }
             | Action::MovePrimary { .. }
-            | Action::Status => None,
+            | Action::Status
+            | Action::Raw(_) => None,
         });
         let reply = match reply {
             ServerReply::Written { outcome, .. } => match (outcome.verdict, shard) {
@@ -433,11 +443,11 @@ impl World {
     /// An acknowledged write stands in the log where the answer says, with these operations and these counts.
     fn check_written(&mut self, place: usize, written: &Written) {
         let planned = self.clients.operations[place].planned.clone();
-        let (Action::Write { operations, .. } | Action::WriteAtServer { operations, .. }) = &planned.action else {
+        let Some(Request::Write { operations, .. }) = self.clients.operations[place].request.clone() else {
             return self.checks.fail("reply", || format!("{planned} is answered {written:?}"));
         };
         let mut parts: BTreeMap<ShardId, Vec<&Operation>> = BTreeMap::new();
-        for operation in operations {
+        for operation in &operations {
             match self.clients.shard_at(operation.key()) {
                 Some(shard) => parts.entry(shard).or_default().push(operation),
                 None => return self.checks.fail("reply", || format!("{planned} is acknowledged, no shard has {}", operation.key())),
@@ -472,7 +482,7 @@ impl World {
             return self.checks.fail("reply", || format!("{planned}: {written:?}, expected {written_count} and {skipped_count}"));
         }
         for (shard, position) in &written.seen {
-            self.told(planned.client, *shard, position.index, true);
+            self.told(*shard, position.index);
         }
     }
 
@@ -480,14 +490,14 @@ impl World {
     fn check_rows(&mut self, place: usize, rows: &Rows) {
         let running = &self.clients.operations[place];
         let planned = running.planned.clone();
-        let (Action::Read { range, limit, level }, Some(asked)) = (&planned.action, running.asked.clone()) else {
+        let (Some(Request::Read { range, limit, consistency }), Some(asked)) = (&running.request.clone(), running.asked.clone()) else {
             return self.checks.fail("reply", || format!("{planned} is answered {rows:?}"));
         };
         for (shard, index) in &rows.seen {
-            let floor = match level {
-                Level::Linearizable => asked.floor.get(shard),
-                Level::Session => asked.session.get(shard),
-                Level::Stale => None,
+            let floor = match consistency {
+                Consistency::Linearizable => asked.floor.get(shard),
+                Consistency::Session(token) => token.get(shard),
+                Consistency::Stale => None,
             };
             if floor.is_some_and(|floor| index < floor) {
                 return self.checks.fail("I6", || format!("{planned} read {shard} at {index}; {floor:?} was acknowledged or seen before"));
@@ -519,18 +529,14 @@ impl World {
         if rows.rows != expected || rows.rows.len() > *limit as usize {
             return self.checks.fail("I6", || format!("{planned} is answered {rows:?}, expected {expected:?}"));
         }
-        for (shard, index) in &rows.seen {
-            self.told(planned.client, *shard, *index, *level == Level::Linearizable);
+        if *consistency == Consistency::Linearizable {
+            rows.seen.iter().for_each(|(shard, index)| self.told(*shard, *index));
         }
     }
 
-    fn told(&mut self, client: u32, shard: ShardId, index: LogIndex, everyone: bool) {
-        let token = self.clients.tokens.entry(client).or_default().entry(shard).or_default();
-        *token = (*token).max(index);
-        if everyone {
-            let observed = self.clients.observed.entry(shard).or_default();
-            *observed = (*observed).max(index);
-        }
+    fn told(&mut self, shard: ShardId, index: LogIndex) {
+        let observed = self.clients.observed.entry(shard).or_default();
+        *observed = (*observed).max(index);
     }
 
     /// At the end: nothing was executed twice, nothing that was denied was executed.
@@ -540,15 +546,8 @@ impl World {
             for (entry, effect) in known.model.iter() {
                 let Effect::Executed(outcome) = effect else { continue };
                 let (Command::Operations(operations), Verdict::Applied { .. }) = (&entry.command, &outcome.verdict) else { continue };
-                for operation in operations {
-                    let value = match operation {
-                        Operation::Insert { row, .. } => row.values.get(1),
-                        Operation::Update { set, .. } => set.first().map(|(_, value)| value),
-                        Operation::Delete { .. } => None,
-                    };
-                    if let Some(twinshard_core::value::Value::Integer(value)) = value {
-                        *executed.entry((shard, *value)).or_default() += 1;
-                    }
+                for value in operations.iter().filter_map(written_value) {
+                    *executed.entry((shard, value)).or_default() += 1;
                 }
             }
         }
@@ -556,19 +555,33 @@ impl World {
             let (shard, value, count) = (*shard, *value, *count);
             return self.checks.fail("I4", || format!("value {value} was written {count} times in {shard}"));
         }
-        let denied: Vec<u32> = self
+        let denied: BTreeSet<i64> = self
             .clients
             .operations
             .iter()
             .filter(|running| running.finished && running.denied && !running.ambiguous)
-            .map(|running| running.planned.id)
+            .filter_map(|running| match &running.request {
+                Some(Request::Write { operations, .. }) => Some(operations.iter().filter_map(written_value)),
+                Some(_) | None => None,
+            })
+            .flatten()
             .collect();
-        let value_of = |value: i64| operation_of_value(&twinshard_core::value::Value::Integer(value));
-        let wrong = executed.keys().find(|(_, value)| value_of(*value).is_some_and(|id| denied.contains(&id)));
-        if let Some((shard, value)) = wrong {
-            let (shard, value) = (*shard, *value);
+        if let Some((shard, value)) = executed.keys().find(|(_, value)| denied.contains(value)).copied() {
             self.checks.fail("R25", || format!("value {value} was denied and written in {shard}"));
         }
+    }
+}
+
+/// The unique value that an operation writes.
+fn written_value(operation: &Operation) -> Option<i64> {
+    let value = match operation {
+        Operation::Insert { row, .. } => row.values.get(usize::from(VALUE_COLUMN)),
+        Operation::Update { set, .. } => set.iter().find(|(place, _)| *place == VALUE_COLUMN).map(|(_, value)| value),
+        Operation::Delete { .. } => None,
+    };
+    match value {
+        Some(Value::Integer(value)) => Some(*value),
+        Some(Value::Decimal(_) | Value::Boolean(_) | Value::Text(_)) | None => None,
     }
 }
 

@@ -179,7 +179,9 @@ fn worsen(fate: &mut Fate, fault: &Fault, from: Place, to: Place, draw: Draw) {
         | Fault::SlowDisk { .. }
         | Fault::StoreDown { .. }
         | Fault::Register { .. }
-        | Fault::ProvisionFails => {}
+        | Fault::ProvisionFails
+        | Fault::StartsFail { .. }
+        | Fault::Down { .. } => {}
     }
 }
 
