@@ -23,13 +23,15 @@ pub(crate) use server::{ServerDriver, ServerEnds};
 pub use worker::{Latency, StorageMode, StorageWork};
 
 use crate::{log::LogError, rows::StoreError};
-use std::{fmt, io, sync::Arc};
+use std::{fmt, io, sync::Arc, time::Duration};
 use thiserror::Error;
 use tokio::time::Instant;
 use twinshard_core::{effect::Note, id::NodeId, time};
 
 /// How many inputs are taken from one source before effects are carried out. Bounds the time between two looks at the others.
 const INPUTS_MAX: usize = 256;
+/// The shortest time between two ticks: the resolution of tokio's timer. Keeps a deadline that does not move from turning into a spin.
+const TICK_MIN: Duration = Duration::from_millis(1);
 
 /// Hears the notes of a machine with the time on tokio's clock. Must not block. `None` is a balancer that has no id yet.
 pub type NoteSink = Arc<dyn Fn(Instant, Option<NodeId>, &Note) + Send + Sync>;
@@ -87,7 +89,7 @@ impl Clock {
 
     /// When to wake for a machine's deadline; `None` if it is further away than tokio can tell.
     pub(crate) fn wake(self, deadline: time::Instant) -> Option<Instant> {
-        self.origin.checked_add(std::time::Duration::from_nanos(deadline.0))
+        self.origin.checked_add(Duration::from_nanos(deadline.0))
     }
 }
 

@@ -19,7 +19,7 @@ mod queue;
 
 pub use handshake::{HandshakeError, PROTOCOL_VERSION};
 
-use crate::{entropy::Entropy, handle::MapWatch, net::Network, secret::Secret};
+use crate::{driver::NodeError, entropy::Entropy, handle::MapWatch, net::Network, secret::Secret};
 use queue::Queue;
 use std::{
     collections::BTreeMap,
@@ -265,7 +265,20 @@ impl<N: Network> Peers<N> {
             }
             stays
         });
-        while self.tasks.try_join_next().is_some() {}
+    }
+
+    /// Takes leave of the tasks that have ended.
+    ///
+    /// # Errors
+    /// One of them failed: the node cannot know any more what it hears and says.
+    pub(crate) fn check(&mut self) -> Result<(), NodeError> {
+        while let Some(ended) = self.tasks.try_join_next() {
+            if let Err(error) = ended {
+                tracing::error!(%error, "the peer transport failed");
+                return Err(NodeError::Ended("peer transport"));
+            }
+        }
+        Ok(())
     }
 
     /// Closes every connection and waits for all tasks.

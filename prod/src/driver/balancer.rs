@@ -1,6 +1,6 @@
 //! The task that owns a balancer machine.
 
-use super::{Clock, INPUTS_MAX, NodeError, Notes, StorageMode, StorageWork, pending::Pending, server::next_ask, worker::Worker};
+use super::{Clock, INPUTS_MAX, NodeError, Notes, StorageMode, StorageWork, TICK_MIN, pending::Pending, server::next_ask, worker::Worker};
 use crate::{
     handle::Ask,
     net::Network,
@@ -28,8 +28,6 @@ const REGISTER_WINDOW: usize = 8;
 const SWEEP_EVERY: Duration = Duration::from_millis(250);
 /// The longest that a provisioner may take; then it is dropped and counts as failed. Longer than a container takes from nothing.
 const PROVISION_MAX: Duration = Duration::from_secs(60);
-/// See the server's.
-const TICK_MIN: Duration = Duration::from_millis(1);
 
 enum RegisterJob {
     Read(Token),
@@ -144,6 +142,7 @@ impl<N: Network, P: Provisioner> BalancerDriver<N, P> {
 
     /// Takes what is ready, a bounded number from each source.
     fn gather(&mut self, inputs: &mut Vec<BalancerInput>) -> Result<(), NodeError> {
+        self.peers.check()?;
         while let Some((token, answer)) = self.register.try_answer()? {
             inputs.push(BalancerInput::Register { token, answer });
         }

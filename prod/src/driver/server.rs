@@ -1,6 +1,6 @@
 //! The task that owns a server machine.
 
-use super::{Clock, INPUTS_MAX, NodeError, Notes, StorageMode, StorageWork, pending::Pending, worker::Worker};
+use super::{Clock, INPUTS_MAX, NodeError, Notes, StorageMode, StorageWork, TICK_MIN, pending::Pending, worker::Worker};
 use crate::{
     handle::Ask,
     log::{Log, LogError},
@@ -8,7 +8,7 @@ use crate::{
     peer::{Inbound, Peers},
     rows::{RowStore, StoreError},
 };
-use std::{pin::Pin, sync::Arc, time::Duration};
+use std::{pin::Pin, sync::Arc};
 use tokio::{
     sync::{mpsc, watch},
     time::{Instant, Sleep},
@@ -27,8 +27,6 @@ use twinshard_core::{
 const REQUESTS_MAX: usize = 4_096;
 /// How many commands are handed to the row store's thread before one is answered: enough that it need not wait for the driver.
 const ROWS_WINDOW: usize = 128;
-/// The shortest time between two ticks: the resolution of tokio's timer. Keeps a deadline that does not move from turning into a spin.
-const TICK_MIN: Duration = Duration::from_millis(1);
 
 /// Batches under one fsync, with the tokens to answer.
 type Group = (Vec<Token>, Vec<LogBatch>);
@@ -143,6 +141,7 @@ impl<N: Network> ServerDriver<N> {
 
     /// Takes what is ready, a bounded number from each source.
     fn gather(&mut self, inputs: &mut Vec<ServerInput>) -> Result<(), NodeError> {
+        self.peers.check()?;
         while let Some(answer) = self.log.try_answer()? {
             persisted(answer, inputs)?;
         }

@@ -64,7 +64,9 @@ pub(super) async fn run<N: Network>(shared: Arc<Shared>, mut listener: N::Listen
                 }
             },
             Some(ended) = connections.join_next() => if let Err(error) = ended {
+                // It panicked. The driver hears of it from this task.
                 tracing::error!(%error, "a peer connection failed");
+                std::panic::resume_unwind(error.into_panic());
             },
         }
     }

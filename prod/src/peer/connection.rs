@@ -172,15 +172,19 @@ async fn write(
             }
             () = sleep_until(wake.unwrap_or(now)), if wake.is_some() => {}
         }
-        if pulse.ping_at(settings).is_some_and(|at| at <= Instant::now()) {
-            let now = Instant::now();
-            pulse.asked = Some(now);
-            pulse.last_ask = Some(now);
-            pulse.unasked = false;
+        let ping = pulse.ping_at(settings).is_some_and(|at| at <= Instant::now());
+        if ping {
             frame::write_signal(true, &mut buffer);
         }
         if let Err(ended) = write_all(&mut writer, &buffer, settings).await {
             return ended;
+        }
+        if ping {
+            // Only now: what takes long to write takes long to be answered.
+            let now = Instant::now();
+            pulse.asked = Some(now);
+            pulse.last_ask = Some(now);
+            pulse.unasked = false;
         }
         buffer.clear();
         if buffer.capacity() > BUFFER_KEEP_BYTES {

@@ -6,7 +6,7 @@ use std::{io, sync::Arc, time::Duration};
 use thiserror::Error;
 use tokio::{
     sync::watch,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 use twinshard_core::id::{NodeId, ServerId};
 
@@ -48,14 +48,16 @@ pub(super) async fn run<N: Network>(shared: Arc<Shared>, network: N, server: Ser
             Ok(stream) => {
                 count(&shared.counters.dialed, 1);
                 tracing::debug!(peer = %server, %address, "connected");
+                let since = Instant::now();
                 let heard = tokio::select! {
                     biased;
                     () = moved(&mut book, server, &address) => { failures = 0; continue }
                     () = renamed(&mut identity, me) => continue,
                     (_, heard) = connection::run(&shared, stream, NodeId::Server(server), &queue, false) => heard,
                 };
-                // A connection on which nothing ever came back counts as a failure: the peer may have closed it on purpose.
-                failures = if heard { 0 } else { failures + 1 };
+                // A connection that soon ended counts as a failure: the peer may close each one on purpose, or a twin of ours push it out.
+                let lasted = heard && since.elapsed() >= shared.settings.back_off_max;
+                failures = if lasted { 0 } else { failures + 1 };
             }
             Err(error) => {
                 failures += 1;
