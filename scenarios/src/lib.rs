@@ -3,5 +3,7 @@
 
 pub mod checker;
 pub mod history;
+pub mod report;
 pub mod scenario;
+pub mod timeline;
 pub mod workload;

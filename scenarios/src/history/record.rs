@@ -60,6 +60,9 @@ pub enum RecordError {
     },
 }
 
+/// Effects by shard.
+type Parts = BTreeMap<ShardId, Vec<(Key, Effect)>>;
+
 #[derive(Clone, Debug)]
 struct Open {
     place: usize,
@@ -236,8 +239,8 @@ impl Recorder {
     }
 
     /// The effects by shard, and the first key that no shard spans.
-    fn parts(&mut self, operations: &[Operation], on_conflict: Option<OnConflict>) -> (BTreeMap<ShardId, Vec<(Key, Effect)>>, Option<Key>) {
-        let mut parts: BTreeMap<ShardId, Vec<(Key, Effect)>> = BTreeMap::new();
+    fn parts(&mut self, operations: &[Operation], on_conflict: Option<OnConflict>) -> (Parts, Option<Key>) {
+        let mut parts: Parts = BTreeMap::new();
         let mut outside = None;
         for operation in operations {
             let key = operation.key();
