@@ -185,15 +185,18 @@ fn next_target(map: &ClusterMap, record: &ShardRecord, current: &Configuration, 
 
     // The primary leads on unless it may not, cannot, or does not answer.
     let lead = observed.lead(map, current.primary, current.epoch, now);
-    let promised = observed.status(map, current.primary, now).map(|status| status.promised);
     let primary_fine = ready(current.primary)
-        && match (lead, promised) {
-            // R15: lame, or not leading the epoch that it promised.
-            (Some(LeadStage::Active | LeadStage::Installed), _) => true,
-            (Some(LeadStage::Lame | LeadStage::Installing | LeadStage::SourceFailed), _) | (None, Some(_)) => {
-                facts.drives.is_ignoring_lame()
-            }
-            (None, None) => silent(current.primary) <= FAIL_OVER_AFTER,
+        && match observed.status(map, current.primary, now) {
+            None => silent(current.primary) <= FAIL_OVER_AFTER,
+            // What it said before it was installed says nothing.
+            Some(status) if status.promised < current.epoch => true,
+            Some(status) if status.promised == current.epoch => match status.lead {
+                Some(LeadStage::Active | LeadStage::Installed | LeadStage::Installing) => true,
+                // R15: it may not lead the epoch that it promised.
+                Some(LeadStage::Lame | LeadStage::SourceFailed) | None => facts.drives.is_ignoring_lame(),
+            },
+            // Sealed for an epoch that never came to be.
+            Some(_) => false,
         };
 
     let alive = current.members.iter().filter(|id| usable(**id)).count();
