@@ -442,6 +442,23 @@ impl Scenario {
         Ok(scenario)
     }
 
+    /// Reads every `*.toml` of a folder, by name.
+    ///
+    /// # Errors
+    /// The first that is wrong; see [`ScenarioError`].
+    pub fn load_all(folder: &Path) -> Result<Vec<Self>, ScenarioError> {
+        let unreadable = |error| ScenarioError::Read { file: folder.to_owned(), error };
+        let mut files = Vec::new();
+        for entry in std::fs::read_dir(folder).map_err(unreadable)? {
+            let path = entry.map_err(unreadable)?.path();
+            if path.extension().is_some_and(|extension| extension == "toml") && path.file_name().is_none_or(|name| name != "Cargo.toml") {
+                files.push(path);
+            }
+        }
+        files.sort();
+        files.iter().map(|path| Self::load(path)).collect()
+    }
+
     /// Checks a scenario that was made by a program.
     ///
     /// # Errors

@@ -79,3 +79,27 @@ fn a_bad_file_is_refused_with_its_key() {
         assert!(error.contains(expected) && error.starts_with("x.toml: "), "{from} -> {to}: {error}");
     }
 }
+
+#[test]
+fn every_scenario_of_the_folder_is_sound() {
+    let all = Scenario::load_all(Path::new(env!("CARGO_MANIFEST_DIR"))).expect("good scenarios");
+    assert!(all.len() >= 10, "only {}", all.len());
+    for scenario in &all {
+        let load = &scenario.workload;
+        // Under load is 200 operations a second (DESIGN 9); in a closed loop, at most.
+        let rate = load.rate_per_s.or(load.think_ms.map(|think| u64::from(load.clients) * 1_000 / think.max(1))).expect("a loop");
+        assert!(rate >= 200, "{}: {rate} operations a second", scenario.name);
+        assert!(scenario.end_ms() <= 15_000, "{}: too long to play often", scenario.name);
+        // What is told to people fits the report.
+        assert!(scenario.story.lines().all(|line| line.len() <= 110), "{}: a long line", scenario.name);
+        // Whatever goes wrong is over, and the load goes on for a while.
+        let quiet_ms = load.duration_ms - scenario.faults.iter().map(|fault| fault.at_ms + fault.for_ms).max().unwrap_or(0);
+        assert!(quiet_ms >= 1_000, "{}: {quiet_ms} ms after the last fault", scenario.name);
+        let expects_service = scenario.expect.writes_again_within_ms.or(scenario.expect.longest_outage_ms);
+        assert!(expects_service.is_some() && scenario.expect.operations_min.is_some(), "{}: expects too little", scenario.name);
+    }
+    let kinds: std::collections::BTreeSet<&str> = all.iter().flat_map(|scenario| &scenario.faults).map(|fault| fault.kind.name()).collect();
+    for kind in ["crash", "lose-disk", "power-loss", "pause", "partition", "register-down", "provision-fails", "network"] {
+        assert!(kinds.contains(kind), "no scenario has {kind}");
+    }
+}
