@@ -309,7 +309,10 @@ impl BalancerMachine {
                 self.drives.promised(&map, replica, epoch, last);
                 self.say(now, out);
             }
-            ToBalancer::Progress { replica, epoch, stage } => self.drives.progress(&map, replica, epoch, stage, now),
+            ToBalancer::Progress { replica, epoch, stage } => {
+                self.drives.progress(&map, replica, epoch, stage, now);
+                self.observed.led(from, replica, epoch, stage);
+            }
             message @ (ToBalancer::Executed { .. } | ToBalancer::ReadDone { .. } | ToBalancer::Home { .. }) => {
                 self.router.message(now, from, message, out);
             }

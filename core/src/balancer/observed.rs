@@ -84,6 +84,16 @@ impl Observed {
             && self.status(map, replica, now).is_some_and(|status| status.lost.is_none())
     }
 
+    /// A replica said how far it is in leading an epoch. That is newer than its last beat, by which a configuration that has just become
+    /// active would look unled and be replaced at once, again and again.
+    pub(crate) fn led(&mut self, server: ServerId, replica: ReplicaId, epoch: Epoch, stage: LeadStage) {
+        let status = self.servers.get_mut(&server).and_then(|seen| seen.replicas.get_mut(&replica));
+        if let Some(status) = status.filter(|status| status.promised <= epoch) {
+            status.promised = epoch;
+            status.lead = Some(stage);
+        }
+    }
+
     /// How far the replica is in leading that epoch, as it said last.
     pub(crate) fn lead(&self, map: &ClusterMap, replica: ReplicaId, epoch: Epoch, now: Instant) -> Option<LeadStage> {
         self.status(map, replica, now).filter(|status| status.promised == epoch && status.lost.is_none()).and_then(|status| status.lead)
