@@ -447,3 +447,40 @@ fn every_flaw_is_caught() {
         assert!(count >= 30, "{flaw:?}: {count} of 300");
     }
 }
+
+#[test]
+fn one_stale_read_among_many_operations_is_found() {
+    let mut calls = Vec::new();
+    let mut rows: std::collections::BTreeMap<Key, (u64, u64)> = std::collections::BTreeMap::new();
+    let mut rng = crate::workload::stream(1, "many operations", 0);
+    let mut below = |bound| crate::workload::below(&mut rng, bound);
+    for id in 0..20_000_u64 {
+        let key = Key(below(500) as i64);
+        let called = id * 10;
+        // Up to twenty at once; each takes effect when it is called.
+        let returned = Some(called + below(200));
+        let action = if id % 2 == 0 {
+            let effects: Vec<(Key, Effect)> = (0..1 + below(4)).map(|nth| (Key(key.0 + nth as i64), Put(id * 4 + 1 + nth))).collect();
+            rows.extend(effects.iter().map(|(key, effect)| (*key, (effect.value().unwrap_or(0), id + 1))));
+            Action::Command { effects, outcome: CommandOutcome::Acknowledged { position: Some(position(id + 1)) } }
+        } else {
+            let range = KeyRange { low: key, high: Key(key.0 + below(10) as i64) };
+            let seen = rows.range(range.low..=range.high);
+            let rows = seen.map(|(key, (value, index))| SeenRow { key: *key, value: *value, version: Some(position(*index)) }).collect();
+            Action::Read { range, rows, at: None, level: Level::Linearizable }
+        };
+        calls.push(Call { operation: OperationId(id), client: 0, called, returned, shard: ShardId(1), action });
+    }
+    let verdict = check(&history(calls.clone()));
+    assert!(verdict.is_ok(), "{verdict}");
+    assert_eq!(verdict.count(Serializability, "operations"), 20_000);
+    // A read of the middle comes a thousand operations late.
+    let stale =
+        (10_001..).step_by(2).find(|id| matches!(&calls[*id].action, Action::Read { rows, .. } if rows.len() > 5)).expect("a wide read");
+    (calls[stale].called, calls[stale].returned) = (calls[stale].called + 10_000, calls[stale].returned.map(|at| at + 10_000));
+    let verdict = check(&history(calls));
+    for wanted in [Serializability, Linearizability] {
+        let violation = verdict.violations.iter().find(|violation| violation.check == wanted).expect(wanted.name());
+        assert!(violation.operations.contains(&OperationId(stale as u64)) && violation.operations.len() <= 4, "{violation}");
+    }
+}
