@@ -12,7 +12,11 @@ mod admin;
 mod drive;
 mod observed;
 mod plan;
+mod policy;
+pub mod ring;
 mod router;
+mod routes;
+mod sessions;
 mod status;
 
 use crate::{
@@ -533,7 +537,7 @@ impl BalancerMachine {
         if !self.admins.is_empty() {
             self.answer(now, out);
         }
-        if self.router.wants_refresh() {
+        if self.router.take_refresh() {
             self.must_read = true;
         }
         if !self.dirty && !self.must_read && !self.router.wants_session() {
