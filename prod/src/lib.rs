@@ -11,7 +11,9 @@ pub mod entropy;
 pub mod net;
 pub mod secret;
 
+pub mod disk;
 pub mod log;
 pub mod provision;
 pub mod register;
 pub mod rows;
+pub mod store;

@@ -1,5 +1,7 @@
 //! The server's shared log: one append-only checksummed file for all replicas (DESIGN 4 and 7, R9). Never decides what to keep.
 
+pub mod file;
+
 use std::io;
 use thiserror::Error;
 use twinshard_core::storage::LogBatch;
@@ -22,6 +24,12 @@ pub enum LogError {
     /// Somebody opened this store after us; it is theirs.
     #[error("another process has taken over this store")]
     TakenOver,
+    /// The file does not begin like a log.
+    #[error("the log's header does not verify: it is damaged or no log; move it away to start empty, and the replicas are refilled")]
+    Unreadable,
+    /// It belongs to another cluster or server.
+    #[error("the log belongs to another cluster or server")]
+    Foreign,
     /// It was written by a format that this program does not read.
     #[error("the log has format {found}, this program reads {expected}")]
     Format {

@@ -1,5 +1,7 @@
 //! The metadata register: one versioned document with read and compare-and-set, linearizable and durable (DESIGN 3).
 
+pub mod redb;
+
 use std::sync::Arc;
 use thiserror::Error;
 use twinshard_core::{id::MapVersion, map::ClusterMap};

@@ -1,5 +1,7 @@
 //! The row store: the view of each replica's log (DESIGN 7). May lose its unflushed tail, never tears, never serves what does not verify.
 
+pub mod redb;
+
 use thiserror::Error;
 use twinshard_core::{
     id::ReplicaId,

@@ -1,0 +1,90 @@
+//! Opens all of a server's storage: takes ownership, completes what a crash cut short, and says what was found (DESIGN 3 and 4).
+
+use crate::{
+    disk::Disk,
+    log::{
+        LogError,
+        file::{FileLog, Identity},
+    },
+    rows::{RowStore, StoreError, redb::RedbRows},
+};
+use std::sync::Arc;
+use thiserror::Error;
+use twinshard_core::{
+    id::OwnerNumber,
+    storage::{LostReason, Recovered, RecoveredReplica, StoreCommand},
+};
+
+/// The storage of one server, open and owned.
+#[derive(Debug)]
+pub struct Opened {
+    /// The shared log.
+    pub log: FileLog,
+    /// The row store.
+    pub rows: RedbRows,
+    /// What was found.
+    pub recovered: Recovered,
+    /// The number of this opening.
+    pub owner: OwnerNumber,
+}
+
+/// Why storage does not open.
+#[derive(Debug, Error)]
+pub enum OpenError {
+    /// The log.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// The row store.
+    #[error("the row store does not open: {0}")]
+    Rows(#[from] StoreError),
+}
+
+/// Opens log and row store on a disk. See [`FileLog::open`] for `first_owner`.
+///
+/// # Errors
+/// What cannot be mended by refilling replicas: a file system that fails, storage of another cluster or server, another format.
+pub fn open(disk: &Arc<dyn Disk>, identity: Identity, first_owner: OwnerNumber) -> Result<Opened, OpenError> {
+    let log = FileLog::open(Arc::clone(disk), identity, first_owner)?;
+    let owner = log.owner();
+    let mut rows = RedbRows::open(Arc::clone(disk), identity, owner)?;
+    let mut recovered = Recovered { map: log.state().map.clone(), ..Recovered::default() };
+    for (id, found) in &log.state().replicas {
+        let view = if found.damaged {
+            Err(LostReason::LogDamaged)
+        } else {
+            // R1: a durable Reset demands its stage as the view.
+            let reset = match found.reset {
+                Some((stage, base)) => rows.complete_reset(*id, stage, base)?,
+                None => Ok(()),
+            };
+            match reset {
+                Ok(()) => rows.view(*id)?,
+                Err(reason) => Err(reason),
+            }
+        };
+        let view = view.and_then(|view| {
+            if view.applied < found.base {
+                return Err(LostReason::RowsBehind);
+            }
+            Ok(view)
+        });
+        recovered.replicas.insert(
+            *id,
+            RecoveredReplica {
+                shard: found.shard,
+                promised: found.promised,
+                commit: found.commit,
+                base: found.base,
+                entries: found.entries.clone(),
+                view,
+            },
+        );
+    }
+    // Views without a log are what a crash left of a creation or a removal.
+    for id in rows.replicas()? {
+        if !recovered.replicas.contains_key(&id) {
+            rows.execute(id, StoreCommand::Destroy)?;
+        }
+    }
+    Ok(Opened { log, rows, recovered, owner })
+}
