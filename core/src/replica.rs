@@ -134,6 +134,8 @@ pub(crate) struct Replica {
     log: Log,
     /// The highest epoch promised; its record may still be on its way to the disk.
     promised: Epoch,
+    /// The number of the batch that the promise is in.
+    promise_batch: u64,
     /// The highest epoch heard of, promised or not (R5). Never below `promised`.
     heard: Epoch,
     /// It leads no epoch up to this one: restarted in it or stepped down from it (R15).
@@ -244,6 +246,7 @@ impl Replica {
             lost: None,
             log,
             promised: Epoch(0),
+            promise_batch: 0,
             heard: Epoch(0),
             lame_through: Epoch(0),
             begun: Epoch(0),
@@ -524,6 +527,7 @@ impl Replica {
         self.verified = LogIndex(0);
         self.leader = None;
         self.batch.push(LogRecord::Promise { replica: self.id, epoch });
+        self.promise_batch = self.write_order();
         self.on_epoch_change(now);
     }
 

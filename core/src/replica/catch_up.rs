@@ -96,6 +96,7 @@ impl Replica {
         if self.context.planted.has(Bug::SnapshotInTwoPersists) {
             // Planted: the old log goes first, the snapshot follows in a later persist.
             self.truncate(self.commit);
+            self.verified = self.verified.min(self.commit);
         }
         self.ask_piece(now);
     }

@@ -118,7 +118,8 @@ impl Replica {
         self.begun = install.config.epoch;
         self.refuse_asked();
         if install.source == self.id {
-            if self.log.last() == install.source_last {
+            // The first configuration has nothing to seal: whatever an attempt before it left here was never committed.
+            if self.log.last() == install.source_last || install.source_last == Position::ZERO {
                 self.lead_with(now, install, Some(from));
             } else {
                 // It promised another end than it has: somebody is mistaken, and a guess could lose what was acknowledged.

@@ -346,6 +346,11 @@ impl Replica {
 
     /// Sends what there is to send, at the end of every step.
     pub(super) fn pump(&mut self, now: Instant) {
+        // Nothing of an epoch leaves before its promise is durable: a restart that had forgotten the promise could begin the epoch a
+        // second time, with another log (R13).
+        if self.persisted < self.promise_batch {
+            return;
+        }
         let Role::Leading(lead) = &mut self.role else { return };
         let (epoch, commit) = (lead.epoch(), self.commit);
         let settings = &self.context.settings;
@@ -431,6 +436,9 @@ impl Replica {
     }
 
     pub(super) fn followers_deadline(&self) -> Option<Instant> {
+        if self.persisted < self.promise_batch {
+            return None; // It sends nothing yet.
+        }
         self.lead()?.followers.values().map(|follower| follower.send_at).min()
     }
 

@@ -1,6 +1,7 @@
 //! Stories of one shard, told to whole servers: each names what the protocol promises.
 
 mod catch_up;
+mod chaos;
 #[cfg(feature = "planted")]
 mod planted;
 mod reads;

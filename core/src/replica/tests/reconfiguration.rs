@@ -270,3 +270,15 @@ fn a_member_that_comes_back_after_the_change_learns_of_it_by_an_append() {
     world.run(50);
     assert_eq!(world.keys(tag), Some(vec![1]));
 }
+
+#[test]
+fn a_primary_sends_nothing_of_an_epoch_before_its_promise_is_durable() {
+    let mut world = World::new(3);
+    world.hold_disk(1);
+    world.install(&config(1, 1, &[1, 2, 3], 2), 1, Position::ZERO);
+    world.run(1_000);
+    assert_eq!(world.view(2).log().last(), Position::ZERO, "a restart would forget that it began the epoch, and begin it again");
+    world.release_disk(1);
+    world.run(1);
+    assert_eq!(world.view(2).log().last(), at(1, 1));
+}

@@ -1,7 +1,7 @@
 //! A tiny world for stories: servers, a network that delivers in order, disks that keep what was synced. Deterministic, one thread.
 
 use crate::{
-    command::{OnConflict, Operation, RequestId},
+    command::{Entry, OnConflict, Operation, RequestId},
     config::Configuration,
     effect::{Note, ServerEffect, ServerInput},
     id::{
@@ -54,6 +54,8 @@ struct Node {
     unsynced: VecDeque<(Token, LogBatch)>,
     held: bool,
     owner: OwnerNumber,
+    /// Answers of the row store that have not come yet, where they come late.
+    late: VecDeque<(Token, StoreAnswer)>,
 }
 
 /// See the module.
@@ -73,6 +75,11 @@ pub(crate) struct World {
     pub(crate) settings: ServerSettings,
     pub(crate) planted: Planted,
     next_tag: u64,
+    /// The committed log, as the first replica that knew each entry to be committed had it.
+    pub(crate) committed: BTreeMap<LogIndex, Arc<Entry>>,
+    checked: BTreeMap<ReplicaId, LogIndex>,
+    /// Whether answers of row stores wait for [`World::answer_one`].
+    pub(crate) late_answers: bool,
     /// The lowest command number of the session that may be retried.
     pub(crate) next_number: u64,
 }
@@ -143,10 +150,20 @@ impl World {
             settings,
             planted,
             next_tag: 0,
+            committed: BTreeMap::new(),
+            checked: BTreeMap::new(),
+            late_answers: false,
             next_number: 0,
         };
         for id in 1..=count {
-            let node = Node { machine: None, disk: Disk::default(), unsynced: VecDeque::new(), held: false, owner: OwnerNumber(0) };
+            let node = Node {
+                machine: None,
+                disk: Disk::default(),
+                unsynced: VecDeque::new(),
+                held: false,
+                owner: OwnerNumber(0),
+                late: VecDeque::new(),
+            };
             world.nodes.insert(server(id), node);
             world.start(id);
             world.create(id);
@@ -200,6 +217,7 @@ impl World {
         let node = self.nodes.get_mut(&server(id)).expect("a server");
         node.machine = None;
         node.unsynced.clear();
+        node.late.clear();
         node.held = false;
     }
 
@@ -461,6 +479,61 @@ impl World {
         self.now = end;
     }
 
+    // ---- chaos --------------------------------------------------------------------------------------------------------------
+
+    /// How many messages are under way.
+    pub(crate) fn mail_count(&self) -> usize {
+        self.mail.len()
+    }
+
+    /// Delivers one of the messages under way, drops it, or delivers a copy.
+    pub(crate) fn deliver_one(&mut self, place: usize, drop: bool, copy: bool) {
+        let Some((from, to, message)) = self.mail.remove(place) else { return };
+        if copy {
+            self.mail.push_back((from, to, message.clone()));
+        }
+        if !drop {
+            self.deliver(from, to, message);
+        }
+    }
+
+    /// Syncs the oldest batch of a server.
+    pub(crate) fn sync_one(&mut self, id: u64) {
+        let Some(node) = self.nodes.get_mut(&server(id)) else { return };
+        if node.machine.is_none() {
+            return;
+        }
+        let Some((token, batch)) = node.unsynced.pop_front() else { return };
+        node.disk.log.extend(batch);
+        self.input(server(id), ServerInput::Persisted { token });
+    }
+
+    /// Gives a server the oldest answer of its row store.
+    pub(crate) fn answer_one(&mut self, id: u64) {
+        let Some((token, answer)) = self.nodes.get_mut(&server(id)).and_then(|node| node.late.pop_front()) else { return };
+        self.input(server(id), ServerInput::Stored { token, answer });
+    }
+
+    /// Power loss: so many records of what was not synced are on the disk all the same.
+    pub(crate) fn crash_torn(&mut self, id: u64, records: usize) {
+        let Some(node) = self.nodes.get_mut(&server(id)) else { return };
+        let kept: Vec<_> = std::mem::take(&mut node.unsynced).into_iter().flat_map(|(_, batch)| batch).take(records).collect();
+        node.disk.log.extend(kept);
+        self.crash(id);
+    }
+
+    pub(crate) fn runs(&self, id: u64) -> bool {
+        self.nodes.get(&server(id)).is_some_and(|node| node.machine.is_some())
+    }
+
+    /// Ticks a server whose deadline has come.
+    pub(crate) fn tick_due(&mut self, id: u64) {
+        let due = self.nodes.get(&server(id)).and_then(|node| node.machine.as_ref()?.next_deadline());
+        if due.is_some_and(|due| due <= self.now) {
+            self.input(server(id), ServerInput::Tick);
+        }
+    }
+
     fn deliver(&mut self, from: NodeId, to: NodeId, message: Message) {
         let server = match to {
             NodeId::Server(server) => server,
@@ -490,6 +563,18 @@ impl World {
         let Some(machine) = &mut node.machine else { return };
         let mut out = Vec::new();
         machine.step(now, input, &mut out);
+        // I2 and I4: what two replicas take for committed is the same.
+        for view in machine.replicas().filter(|view| view.lost().is_none()) {
+            let commit = view.watermarks().commit;
+            let mut index = self.checked.get(&view.id()).copied().unwrap_or_default().min(commit).max(view.log().base().index).next();
+            while index <= commit {
+                let entry = view.log().get(index).expect("in the log");
+                let known = self.committed.entry(index).or_insert_with(|| Arc::clone(entry));
+                assert_eq!(known, entry, "I4: {} at {index}", view.id());
+                index = index.next();
+            }
+            self.checked.insert(view.id(), commit);
+        }
         let mut answers = Vec::new();
         for effect in out {
             match effect {
@@ -503,6 +588,12 @@ impl World {
                 ServerEffect::Reply { token, reply } => self.replies.push((token, reply)),
                 ServerEffect::Note(note) => self.notes.push(note),
             }
+        }
+        if self.late_answers {
+            if let Some(node) = self.nodes.get_mut(&to) {
+                node.late.extend(answers);
+            }
+            return;
         }
         for (token, answer) in answers {
             self.input(to, ServerInput::Stored { token, answer });
