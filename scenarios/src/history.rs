@@ -41,6 +41,22 @@ pub fn value_of(row: &Row) -> u64 {
     }
 }
 
+/// What the name column of a row that is inserted with this value holds. Updates leave it alone, so that a row that was put together
+/// from two shows.
+#[must_use]
+pub fn name_for(value: u64) -> Box<str> {
+    format!("n{value}").into_boxed_str()
+}
+
+/// The value that [`name_for`] made the row's name column from; `None` in workloads that put something else there.
+#[must_use]
+pub fn born_of(row: &Row) -> Option<u64> {
+    match row.values.first() {
+        Some(Value::Text(name)) => name.strip_prefix('n')?.parse().ok(),
+        Some(Value::Integer(_) | Value::Decimal(_) | Value::Boolean(_)) | None => None,
+    }
+}
+
 /// Names one request of one client. All its attempts and all its parts carry it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct OperationId(pub u64);
@@ -120,6 +136,8 @@ pub struct SeenRow {
     pub value: u64,
     /// Its version, if the answer said so.
     pub version: Option<Position>,
+    /// The value of the insertion that the row's name column tells of ([`born_of`]).
+    pub born: Option<u64>,
 }
 
 /// What one call did in its shard.

@@ -16,7 +16,7 @@ use twinshard_core::{
     value::{Key, KeyRange, Row, Value},
 };
 
-use crate::history::VALUE_COLUMN;
+use crate::history::{VALUE_COLUMN, name_for};
 
 /// How many rows a page of the final reading back has at most.
 pub const READ_BACK_LIMIT: u32 = 1_000;
@@ -227,7 +227,7 @@ impl Maker<'_> {
 
     fn row(&mut self, key: Key) -> Row {
         let value = self.value();
-        Row { key, values: vec![Value::Text(format!("n{value}").into_boxed_str()), Value::Integer(value)] }
+        Row { key, values: vec![Value::Text(name_for(value as u64)), Value::Integer(value)] }
     }
 
     fn update(&mut self) -> Operation {

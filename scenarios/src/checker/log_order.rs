@@ -1,11 +1,12 @@
 //! White box: what answers say of the log is one story. Positions and indexes are looked at, as far as they are given.
 //!
 //! An index holds one command, epochs grow along the log; a read as of an index saw exactly what the commands up to it left (I4); what is
-//! called after a return comes later in the log, or reads at least as far (I6); a session never goes back and never ignores its token.
+//! called after a return comes later in the log, or reads at least as far (I6); a session never goes back and never ignores its token; a
+//! row is whole: an update changed what it names and nothing else.
 
 use super::{
     Check, Findings, explain,
-    model::{Class, INFINITY, Model},
+    model::{Born, Class, INFINITY, Model, Seen},
     versions::Versions,
 };
 use crate::history::{ABSENT, Level};
@@ -43,7 +44,11 @@ fn one_story(model: &Model<'_>, found: &mut Findings) {
 /// Every read that says its index saw the state as of it.
 fn replay(model: &Model<'_>, versions: &Versions, found: &mut Findings) {
     let (mut read_count, mut key_count) = (0, 0);
+    let mut born_count = 0;
     for (op, each) in model.ops.iter().enumerate() {
+        for seen in &model.seen[each.seen.clone()] {
+            born_count += usize::from(whole_row(model, versions, op, seen, found));
+        }
         let Some(at) = each.at else { continue };
         read_count += 1;
         for seen in &model.seen[each.seen.clone()] {
@@ -79,6 +84,29 @@ fn replay(model: &Model<'_>, versions: &Versions, found: &mut Findings) {
     }
     found.count("reads replayed", read_count);
     found.count("keys replayed", key_count);
+    found.count("rows whole", born_count);
+}
+
+/// An update leaves the columns that it does not name: they still tell of the insertion. Gives whether that could be told.
+fn whole_row(model: &Model<'_>, versions: &Versions, op: usize, seen: &Seen, found: &mut Findings) -> bool {
+    let (Some(born), Some(writer)) = (seen.born, seen.writer) else { return false };
+    let Some(place) = model.ops[writer].index().and_then(|index| versions.place(seen.key, index, writer)) else { return false };
+    let version = versions.of(seen.key)[place];
+    let Born::With(expected) = version.born else { return false };
+    // An insertion that nobody knows the place of may have come between.
+    if expected != version.value && versions.could_be(seen.key, true, model.ops[op].returned, op) {
+        return false;
+    }
+    if born != expected {
+        found.violation(|| {
+            let summary = format!(
+                "key {}: the columns that an update leaves alone are of ={born}, they should be of ={expected}",
+                model.keys[seen.key]
+            );
+            model.violation(Check::LogOrder, summary, &[(writer, "  <- what was seen"), (op, "")])
+        });
+    }
+    true
 }
 
 /// The furthest that was reached by anything that returned, and by whom.

@@ -61,6 +61,19 @@ pub(super) struct Write {
     pub(super) value: u64,
     /// False for a deletion.
     pub(super) present: bool,
+    /// Who wrote the columns that an update leaves alone.
+    pub(super) born: Born,
+}
+
+/// Where the columns of a row come from that an update leaves alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Born {
+    /// From this value's insertion.
+    With(u64),
+    /// From the row that was there before the command.
+    Before,
+    /// It cannot be told.
+    Unclear,
 }
 
 /// That a key was there, or not, just before the operation.
@@ -78,6 +91,8 @@ pub(super) struct Seen {
     pub(super) value: u64,
     /// The operation that wrote it, if it was found.
     pub(super) writer: Option<usize>,
+    /// The value whose insertion its other columns name.
+    pub(super) born: Option<u64>,
 }
 
 /// Something that may have happened at any time after its call, and that no read proves or disproves.
@@ -135,7 +150,7 @@ struct Origin {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum After {
     Untouched,
-    Present(u64),
+    Present(u64, Born),
     Absent(u64),
     /// This value, or what was there.
     PresentOr(u64),
@@ -147,19 +162,24 @@ fn reduce(effects: impl Iterator<Item = Effect>) -> (Option<bool>, After) {
     for effect in effects {
         let first = after == After::Untouched;
         after = match effect {
-            Effect::Put(value) => After::Present(value),
+            Effect::Put(value) => After::Present(value, Born::With(value)),
             Effect::PutNew(value) => {
                 need = need.or(first.then_some(false));
-                After::Present(value)
+                After::Present(value, Born::With(value))
             }
             Effect::PutIfAbsent(value) => match after {
                 After::Untouched => After::PresentOr(value),
-                After::Absent(_) => After::Present(value),
-                After::Present(_) | After::PresentOr(_) => after,
+                After::Absent(_) => After::Present(value, Born::With(value)),
+                After::Present(..) | After::PresentOr(_) => after,
             },
             Effect::UpdateSet(value) => {
                 need = need.or(first.then_some(true));
-                After::Present(value)
+                let born = match after {
+                    After::Present(_, born) => born,
+                    After::Untouched => Born::Before,
+                    After::Absent(_) | After::PresentOr(_) => Born::Unclear,
+                };
+                After::Present(value, born)
             }
             Effect::Delete(value) => {
                 need = need.or(first.then_some(true));
@@ -220,7 +240,7 @@ impl<'h> Model<'h> {
                     row_count += 1;
                     origin_of(shard, call, row, &mut origins, &mut commands, &mut found)
                 });
-                model.seen.push(Seen { key, value: row.map_or(ABSENT, |row| row.value), writer });
+                model.seen.push(Seen { key, value: row.map_or(ABSENT, |row| row.value), writer, born: row.and_then(|row| row.born) });
             }
             for stray in rows_left {
                 found.violation(|| nobody_wrote(shard, call, stray.key, stray.value));
@@ -289,14 +309,14 @@ impl<'h> Model<'h> {
                 let key = self.key(key);
                 let seen = |value: u64| origins.binary_search_by_key(&value, |origin| origin.value).is_ok_and(|at| origins[at].observed);
                 let (after, need) = match after {
-                    After::PresentOr(value) if seen(value) => (After::Present(value), Some(false)),
+                    After::PresentOr(value) if seen(value) => (After::Present(value, Born::With(value)), Some(false)),
                     other => (other, need),
                 };
                 match after {
                     After::Untouched => {}
-                    After::Present(value) if happened => self.writes.push(Write { op, key, value, present: true }),
-                    After::Absent(value) if happened => self.writes.push(Write { op, key, value, present: false }),
-                    After::Present(_) | After::PresentOr(_) => self.maybes.push(Maybe { key, present: true, called: command.called }),
+                    After::Present(value, born) if happened => self.writes.push(Write { op, key, value, present: true, born }),
+                    After::Absent(value) if happened => self.writes.push(Write { op, key, value, present: false, born: Born::Unclear }),
+                    After::Present(..) | After::PresentOr(_) => self.maybes.push(Maybe { key, present: true, called: command.called }),
                     After::Absent(_) => self.maybes.push(Maybe { key, present: false, called: command.called }),
                 }
                 if let (Some(present), true) = (need, happened) {
@@ -407,7 +427,7 @@ fn origins(shard: ShardId, commands: &[Command<'_>], found: &mut Findings) -> Ve
     for (command, each) in commands.iter().enumerate() {
         if each.effects.len() > 1 {
             for_each_key(each.effects, |_, _, after| {
-                if let After::Present(value) | After::Absent(value) | After::PresentOr(value) = after
+                if let After::Present(value, _) | After::Absent(value) | After::PresentOr(value) = after
                     && let Ok(at) = origins.binary_search_by_key(&value, |origin| origin.value)
                     && origins[at].command == command
                 {

@@ -68,7 +68,10 @@ impl Story {
     ) -> &mut Self {
         self.now = self.now.max(returned);
         let version = |index: u64| (index > 0).then(|| position(index));
-        let rows = rows.iter().map(|(key, value, index)| SeenRow { key: Key(*key), value: *value, version: version(*index) }).collect();
+        let rows = rows
+            .iter()
+            .map(|(key, value, index)| SeenRow { key: Key(*key), value: *value, version: version(*index), born: None })
+            .collect();
         let range = KeyRange { low: Key(low), high: Key(high) };
         self.add(called, Some(returned), Action::Read { range, rows, at: at.map(LogIndex), level })
     }
@@ -321,6 +324,21 @@ fn sessions_do_not_go_back() {
 }
 
 #[test]
+fn a_row_put_together_from_two_is_found() {
+    let born = |value| {
+        let mut story = Story::default();
+        story.done(1, &[(1, Put(10))]).done(2, &[(1, Put(11))]).done(3, &[(1, UpdateSet(12))]).done(4, &[(1, UpdateSet(13))]);
+        story.saw(1, 1, &[(1, 13, 4)]);
+        let Action::Read { rows, .. } = &mut story.calls[4].action else { panic!("not a read") };
+        rows[0].born = Some(value);
+        story
+    };
+    born(11).violates(&[]);
+    born(10).violates(&[LogOrder]);
+    assert_eq!(check(&history(born(11).calls)).count(LogOrder, "rows whole"), 1);
+}
+
+#[test]
 fn counts_show_what_was_looked_at() {
     let mut story = Story::default();
     story.done(1, &[(1, Put(10)), (2, Put(11))]).saw(1, 2, &[(1, 10, 1), (2, 11, 1)]).unknown(&[(1, Put(12))]);
@@ -451,7 +469,7 @@ fn every_flaw_is_caught() {
 #[test]
 fn one_stale_read_among_many_operations_is_found() {
     let mut calls = Vec::new();
-    let mut rows: std::collections::BTreeMap<Key, (u64, u64)> = std::collections::BTreeMap::new();
+    let mut rows: BTreeMap<Key, (u64, u64)> = BTreeMap::new();
     let mut rng = crate::workload::stream(1, "many operations", 0);
     let mut below = |bound| crate::workload::below(&mut rng, bound);
     for id in 0..20_000_u64 {
@@ -466,7 +484,9 @@ fn one_stale_read_among_many_operations_is_found() {
         } else {
             let range = KeyRange { low: key, high: Key(key.0 + below(10) as i64) };
             let seen = rows.range(range.low..=range.high);
-            let rows = seen.map(|(key, (value, index))| SeenRow { key: *key, value: *value, version: Some(position(*index)) }).collect();
+            let rows = seen
+                .map(|(key, (value, index))| SeenRow { key: *key, value: *value, version: Some(position(*index)), born: None })
+                .collect();
             Action::Read { range, rows, at: None, level: Level::Linearizable }
         };
         calls.push(Call { operation: OperationId(id), client: 0, called, returned, shard: ShardId(1), action });

@@ -1,6 +1,6 @@
 //! The versions of each key in log order, and what may stand anywhere between them.
 
-use super::model::{MINUS_INFINITY, Model};
+use super::model::{Born, MINUS_INFINITY, Model};
 use core::ops::Range;
 use twinshard_core::id::LogIndex;
 
@@ -13,6 +13,8 @@ pub(super) struct Version {
     pub(super) value: u64,
     /// False for a deletion.
     pub(super) present: bool,
+    /// Where its other columns come from; never [`Born::Before`] where the version before is known.
+    pub(super) born: Born,
 }
 
 /// The two earliest calls of what may have made a key present, or absent, at a place that nobody knows.
@@ -58,7 +60,9 @@ impl Versions {
         for write in &model.writes {
             let op = &model.ops[write.op];
             match op.index() {
-                Some(index) => list.push(Version { key: write.key, index, op: write.op, value: write.value, present: write.present }),
+                Some(index) => {
+                    list.push(Version { key: write.key, index, op: write.op, value: write.value, present: write.present, born: write.born })
+                }
                 None => {
                     loose[write.key][usize::from(write.present)].add(op.called, write.op);
                     loose_count += 1;
@@ -69,6 +73,12 @@ impl Versions {
             loose[maybe.key][usize::from(maybe.present)].add(maybe.called, usize::MAX);
         }
         list.sort_unstable_by_key(|version| (version.key, version.index, version.op));
+        for place in 1..list.len() {
+            let (before, here): (Version, &mut Version) = (list[place - 1], &mut list[place]);
+            if here.born == Born::Before && before.key == here.key {
+                here.born = if before.present { before.born } else { Born::Unclear };
+            }
+        }
         let mut starts = Vec::with_capacity(model.keys.len() + 1);
         let mut at = 0;
         for key in 0..=model.keys.len() {

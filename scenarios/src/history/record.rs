@@ -2,7 +2,7 @@
 
 use super::{
     Action, Asked, Call, CommandOutcome, Effect, History, Kind, Layout, Level, OperationId, SeenRow, TOMBSTONE_MIN, Told, VALUE_COLUMN,
-    value_of,
+    born_of, value_of,
 };
 use std::collections::BTreeMap;
 use thiserror::Error;
@@ -389,7 +389,12 @@ impl Recorder {
                 if row.row.key < range.low {
                     return Err(RecordError::NoShard { operation, key: row.row.key });
                 }
-                seen_rows.push(SeenRow { key: row.row.key, value: value_of(&row.row), version: Some(row.version) });
+                seen_rows.push(SeenRow {
+                    key: row.row.key,
+                    value: value_of(&row.row),
+                    version: Some(row.version),
+                    born: born_of(&row.row),
+                });
             }
             let at = rows.seen.get(&shard).copied();
             let level = match consistency {

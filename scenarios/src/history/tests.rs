@@ -107,7 +107,7 @@ fn a_page_speaks_for_its_keys_alone() {
     };
     recorder.finish(operation, 9, &Reply::Rows(Box::new(rows))).expect("a good answer");
     let history = recorder.into_history();
-    let seen = |key, value, index| SeenRow { key: Key(key), value, version: Some(position(index)) };
+    let seen = |key, value, index| SeenRow { key: Key(key), value, version: Some(position(index)), born: None };
     assert_eq!(
         history.calls[0].action,
         Action::Read {

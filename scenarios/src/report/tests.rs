@@ -1,5 +1,5 @@
 use super::*;
-use crate::history::Recorder;
+use crate::history::{Recorder, name_for};
 use twinshard_core::{
     command::{OnConflict, Operation},
     config::Configuration,
@@ -75,7 +75,7 @@ fn run(lost: bool) -> RunResult {
         let at = start + nth * 10 * MS;
         let key = Key(nth as i64);
         let value = nth as i64 + 1;
-        let row = DataRow { key, values: vec![Value::Text("x".into()), Value::Integer(value)] };
+        let row = DataRow { key, values: vec![Value::Text(name_for(value as u64)), Value::Integer(value)] };
         let operations = vec![Operation::Insert { row, on_conflict: OnConflict::Replace }];
         let write = recorder.begin((nth % 4) as u32, at, Request::Write { operations, on_conflict: None, idempotency: None });
         let down = (100..156).contains(&nth);
@@ -93,7 +93,7 @@ fn run(lost: bool) -> RunResult {
         let key = Key(last.0);
         let read = recorder.begin(9, ended + MS, Request::Read { range: KeyRange::one(key), limit: 1, consistency });
         let version = Position { epoch: Epoch(if last.1 <= 100 { 1 } else { 2 }), index: LogIndex(last.2) };
-        let row = StoredRow { version, row: DataRow { key, values: vec![Value::Text("x".into()), Value::Integer(last.1)] } };
+        let row = StoredRow { version, row: DataRow { key, values: vec![Value::Text(name_for(last.1 as u64)), Value::Integer(last.1)] } };
         let rows = if lost && nth == 160 { vec![] } else { vec![row] };
         recorder.finish(read, ended + 2 * MS, &Reply::Rows(Box::new(Rows { rows, ..Rows::default() }))).expect("recorded");
     }

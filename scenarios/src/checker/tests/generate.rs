@@ -206,12 +206,13 @@ fn run(rng: &mut ChaCha8Rng, drafts: &[Draft], flaw: Flaw) -> (Vec<Call>, Order)
                 }
                 let rows_of = |at: u64| {
                     let rows = states[at as usize].range(range.low..=range.high);
-                    rows.map(|(key, row)| SeenRow { key: *key, value: row.value, version: Some(position(row.index)) }).collect::<Vec<_>>()
+                    rows.map(|(key, row)| SeenRow { key: *key, value: row.value, version: Some(position(row.index)), born: None })
+                        .collect::<Vec<_>>()
                 };
                 // The newest state may have been changed behind the log's back by a flaw.
                 let mut rows = if at == index {
                     let rows = state.range(range.low..=range.high);
-                    rows.map(|(key, row)| SeenRow { key: *key, value: row.value, version: Some(position(row.index)) }).collect()
+                    rows.map(|(key, row)| SeenRow { key: *key, value: row.value, version: Some(position(row.index)), born: None }).collect()
                 } else {
                     rows_of(at)
                 };
