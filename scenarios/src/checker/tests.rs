@@ -500,7 +500,8 @@ fn one_stale_read_among_many_operations_is_found() {
     (calls[stale].called, calls[stale].returned) = (calls[stale].called + 10_000, calls[stale].returned.map(|at| at + 10_000));
     let verdict = check(&history(calls));
     for wanted in [Serializability, Linearizability] {
-        let violation = verdict.violations.iter().find(|violation| violation.check == wanted).expect(wanted.name());
+        let violation =
+            verdict.violations.iter().find(|violation| violation.check == wanted).unwrap_or_else(|| panic!("{}", wanted.name()));
         assert!(violation.operations.contains(&OperationId(stale as u64)) && violation.operations.len() <= 4, "{violation}");
     }
 }
