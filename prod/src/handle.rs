@@ -62,6 +62,12 @@ impl BalancerHandle {
     pub fn map(&self) -> Option<(MapVersion, Arc<ClusterMap>)> {
         self.map.borrow().clone()
     }
+
+    /// Waits until the register was read for the first time; before that, requests are answered that it is not available. `false` if
+    /// the balancer stops before.
+    pub async fn ready(&self) -> bool {
+        self.map.clone().wait_for(Option::is_some).await.is_ok()
+    }
 }
 
 impl ServerHandle {

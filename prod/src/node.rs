@@ -287,3 +287,8 @@ fn start_peers<N: Network>(
     };
     Peers::start(parts, listener)
 }
+
+#[cfg(test)]
+mod stores;
+#[cfg(test)]
+mod tests;

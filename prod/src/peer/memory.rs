@@ -22,9 +22,12 @@ impl Network for Memory {
     type Listener = MemoryListener;
 
     async fn listen(&self, address: &str) -> io::Result<MemoryListener> {
-        let (connect, accept) = mpsc::channel(100);
-        self.0.lock().expect("lock").insert(address.to_owned(), connect);
-        Ok(MemoryListener(address.to_owned(), accept))
+        let (connect, accept) = mpsc::channel(1_000);
+        let mut listeners = self.0.lock().expect("lock");
+        // Port 0 is the next one that was never used.
+        let address = if address.ends_with(":0") { format!("{address}{}", listeners.len()) } else { address.to_owned() };
+        listeners.insert(address.clone(), connect);
+        Ok(MemoryListener(address, accept))
     }
 
     async fn accept(listener: &mut MemoryListener) -> io::Result<DuplexStream> {
