@@ -121,7 +121,7 @@ fn plan(server_count: usize, replicas: &[usize], write_quorum: Option<u32>, acti
         client: place as u32,
         balancer: 0,
         timeout: Duration::from_millis(3_000),
-        retries: place % 2 == 0,
+        retries: if place % 2 == 0 { 5 } else { 0 },
         action,
     });
     Plan {
@@ -144,7 +144,7 @@ fn plan(server_count: usize, replicas: &[usize], write_quorum: Option<u32>, acti
         heal_at: SET_UP_AT + WINDOW,
         heal_within: Duration::from_millis(15_000),
         planted,
-        keeps_notes: false,
+        staged: false,
     }
 }
 

@@ -160,7 +160,7 @@ pub enum Fault {
     /// The fsyncs of a server take up to so long.
     SlowDisk {
         /// Which.
-        server: ServerId,
+        place: Place,
         /// The longest.
         sync_max: Duration,
     },
@@ -200,6 +200,26 @@ pub struct Window {
     pub fault: Fault,
 }
 
+impl Fault {
+    /// Whom it strikes.
+    #[must_use]
+    pub fn places(&self) -> Vec<Place> {
+        match self {
+            Self::Weather { place, .. }
+            | Self::Crash { place }
+            | Self::Down { place, .. }
+            | Self::Pause { place }
+            | Self::SlowDisk { place, .. }
+            | Self::Register { place, .. }
+            | Self::StartsFail { place, .. } => vec![*place],
+            Self::Cut { a, b, .. } => vec![*a, *b],
+            Self::DiskLoss { server, .. } | Self::Rot { server, .. } | Self::StoreDown { server } => vec![Place::Server(*server)],
+            Self::PowerLoss => vec![Place::Servers, Place::Balancers],
+            Self::ProvisionFails => vec![Place::Servers],
+        }
+    }
+}
+
 impl Window {
     /// When it is over.
     #[must_use]
@@ -229,7 +249,7 @@ impl fmt::Display for Fault {
             Self::DiskLoss { server, loss } => write!(f, "{server} is down and loses its {loss:?}"),
             Self::Rot { server, pick } => write!(f, "{server} has damaged rows of replica {pick}"),
             Self::Pause { place } => write!(f, "{place} stands still"),
-            Self::SlowDisk { server, sync_max } => write!(f, "{server} syncs in up to {sync_max}"),
+            Self::SlowDisk { place, sync_max } => write!(f, "{place} syncs in up to {sync_max}"),
             Self::StoreDown { server } => write!(f, "the row store of {server} does not answer"),
             Self::Register { place, fault, ppm } => write!(f, "the register towards {place}: {fault:?}, {ppm} ppm"),
             Self::ProvisionFails => f.write_str("the provisioner fails"),

@@ -7,6 +7,7 @@ pub mod plan;
 pub mod trace;
 
 pub mod explorer;
+pub mod staging;
 pub mod swarm;
 
 pub mod exhaust;

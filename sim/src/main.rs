@@ -7,10 +7,11 @@ use std::{
     time::Instant,
 };
 use twinshard_core::planted::{Bug, Planted};
+use twinshard_scenarios::{report::Report, scenario::Scenario};
 use twinshard_sim::{
     exhaust,
     search::{self, Search},
-    swarm,
+    staging, swarm,
 };
 
 /// Plays Twinshard in simulated worlds.
@@ -25,6 +26,28 @@ struct Cli {
 enum Command {
     /// Plays many seeds of the general scenario and shrinks the first that fails.
     Explore(Explore),
+    /// Plays a scenario file and prints its report.
+    Run(Run),
+}
+
+#[derive(Debug, Args)]
+struct Run {
+    /// The scenario, a TOML file.
+    file: std::path::PathBuf,
+    /// In which world.
+    #[arg(long, value_enum, default_value_t = Engine::Explorer)]
+    engine: Engine,
+    /// The seed of everything that is drawn.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Engine {
+    /// The machines alone.
+    Explorer,
+    /// The production driver over a simulated network.
+    Turmoil,
 }
 
 #[derive(Debug, Args)]
@@ -55,7 +78,29 @@ struct Explore {
 fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Explore(arguments) => explore(&arguments),
+        Command::Run(arguments) => run(&arguments),
     }
+}
+
+fn run(arguments: &Run) -> ExitCode {
+    let scenario = match Scenario::load(&arguments.file) {
+        Ok(scenario) => scenario,
+        Err(error) => {
+            eprintln!("{error}");
+            return ExitCode::from(2);
+        }
+    };
+    let reproduce = format!("twinshard-sim run scenarios/{}.toml --seed {}", scenario.name, arguments.seed);
+    let played = match arguments.engine {
+        Engine::Explorer => staging::play(&scenario, arguments.seed, format!("{reproduce} --engine explorer")),
+        Engine::Turmoil => {
+            eprintln!("the turmoil world is not built into this program");
+            return ExitCode::from(2);
+        }
+    };
+    let report = Report::new(played);
+    println!("{report}");
+    if report.is_ok() { ExitCode::SUCCESS } else { ExitCode::from(1) }
 }
 
 fn planted(name: Option<&str>) -> Result<Planted, String> {

@@ -30,8 +30,8 @@ pub struct Plan {
     pub heal_within: Duration,
     /// The bug planted in the machines and in the world's storage.
     pub planted: Planted,
-    /// Whether what machines tell people is kept, for a report.
-    pub keeps_notes: bool,
+    /// It comes from a scenario: what machines tell people is kept for a report, and at the end it is for balancers to start servers.
+    pub staged: bool,
 }
 
 impl Plan {
@@ -112,8 +112,8 @@ pub struct PlannedOperation {
     pub balancer: usize,
     /// How long it waits for each answer.
     pub timeout: Duration,
-    /// Whether it comes again, under an idempotency key, when the outcome is not known or the cluster could not serve.
-    pub retries: bool,
+    /// How often it comes again, under an idempotency key, when the outcome is not known or the cluster could not serve.
+    pub retries: u32,
     /// What it asks.
     pub action: Action,
 }
@@ -204,7 +204,7 @@ pub fn unique_row(operation: u32, part: usize, key: Key) -> Row {
 impl fmt::Display for PlannedOperation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} op{} client {} at balancer {}: {}", self.at, self.id, self.client, self.balancer, self.action)?;
-        if self.retries { f.write_str(", comes again") } else { Ok(()) }
+        if self.retries > 0 { write!(f, ", comes again up to {} times", self.retries) } else { Ok(()) }
     }
 }
 

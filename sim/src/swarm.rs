@@ -76,7 +76,7 @@ pub fn plan(seed: u64, planted: Planted) -> Plan {
     let end = Instant((WORKLOAD_AT_MS + span_ms) * 1_000_000);
     let operations = operations(&mut Dice::new(seed, Stream::Workload), &topology, count, span_ms);
     let faults = faults(&mut Dice::new(seed, Stream::Faults), &mut options, &topology, end);
-    Plan { seed, topology, operations, faults, heal_at: end, heal_within: Duration::from_millis(20_000), planted, keeps_notes: false }
+    Plan { seed, topology, operations, faults, heal_at: end, heal_within: Duration::from_millis(20_000), planted, staged: false }
 }
 
 fn shard_name(number: u64) -> Box<str> {
@@ -157,7 +157,7 @@ fn operations(dice: &mut Dice, topology: &Topology, count: u64, span_ms: u64) ->
         let id = id as u32;
         let timeout = dice.pick(&[150, 1_000, 3_000, 10_000]);
         let (client, balancer) = (dice.below(8) as u32, dice.below(topology.balancer_count as u64) as usize);
-        let retries = dice.percent(40);
+        let retries = if dice.percent(40) { 5 } else { 0 };
         let action = action(dice, topology, id, keys);
         operations.push(PlannedOperation { id, at, client, balancer, timeout: Duration::from_millis(timeout), retries, action });
     }
@@ -167,7 +167,7 @@ fn operations(dice: &mut Dice, topology: &Topology, count: u64, span_ms: u64) ->
         let at = Instant((WORKLOAD_AT_MS * 1_000_000) + dice.below(span_ms * 1_000_000));
         let action = admin(dice, topology, id, &mut names);
         let (client, balancer) = (100 + step, dice.below(topology.balancer_count as u64) as usize);
-        operations.push(PlannedOperation { id, at, client, balancer, timeout: Duration::from_millis(5_000), retries: false, action });
+        operations.push(PlannedOperation { id, at, client, balancer, timeout: Duration::from_millis(5_000), retries: 0, action });
     }
     operations.sort_by_key(|operation| (operation.at, operation.id));
     operations
@@ -304,7 +304,7 @@ fn fault(dice: &mut Dice, kind: u64, topology: &Topology) -> (Fault, Duration) {
         3 => (Fault::Pause { place: anyone(dice) }, outage(dice)),
         4 => {
             let sync_max = dice.pick(&[Duration::from_millis(10), Duration::from_millis(60)]);
-            (Fault::SlowDisk { server: server(dice), sync_max }, dice.ms(200, 4_000))
+            (Fault::SlowDisk { place: Place::Server(server(dice)), sync_max }, dice.ms(200, 4_000))
         }
         5 => {
             let fault = dice.pick(&[RegisterFault::LostReply, RegisterFault::Late, RegisterFault::Unavailable, RegisterFault::Touched]);

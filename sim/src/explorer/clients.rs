@@ -7,8 +7,10 @@ use super::{
     world::{Event, World},
 };
 use crate::{
+    faults::Place,
     keyed::{Keyed, Purpose, fold},
     plan::{Action, Level, Plan, PlannedOperation},
+    staging::ClosedLoop,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use twinshard_core::{
@@ -21,12 +23,10 @@ use twinshard_core::{
     value::{Key, KeyRange, Value},
 };
 use twinshard_scenarios::{
-    history::{History, OperationId, Recorder, VALUE_COLUMN},
+    history::{History, Kind, OperationId, Recorder, VALUE_COLUMN},
     scenario,
 };
 
-/// How often a client comes again.
-const ATTEMPTS_MAX: u32 = 6;
 /// How long past its own deadline an answer of a balancer may still be on its way.
 const GRACE: Duration = Duration::from_millis(60);
 /// Probes have numbers from here on.
@@ -43,6 +43,7 @@ struct Running {
     /// What it asks, once it has begun.
     request: Option<Request>,
     asked: Option<Asked>,
+    retried: u32,
     finished: bool,
     /// The last answer, if it was one.
     pub(super) succeeded: bool,
@@ -68,6 +69,12 @@ pub(super) struct Clients {
     /// By shard: the highest index that any client was told of by a write or a linearizable read.
     observed: BTreeMap<ShardId, LogIndex>,
     recorder: Recorder,
+    pub(super) closed: Option<ClosedLoop>,
+    /// By client: how many operations of a closed loop it has begun.
+    begun: BTreeMap<u32, u64>,
+    pub(super) told: BTreeMap<u32, Told>,
+    /// How many answers were compared.
+    pub(super) answers: u64,
     shards: BTreeMap<ShardId, (Box<str>, KeyRange)>,
 }
 
@@ -79,11 +86,20 @@ impl Clients {
             client: u32::MAX,
             balancer: 0,
             timeout: Duration::from_millis(120_000),
-            retries: true,
+            retries: u32::MAX,
             action: Action::Status,
         })];
         operations.extend(plan.operations.iter().cloned().map(Running::new));
-        Self { operations, observed: BTreeMap::new(), recorder: Recorder::default(), shards: BTreeMap::new() }
+        Self {
+            operations,
+            observed: BTreeMap::new(),
+            recorder: Recorder::default(),
+            closed: None,
+            begun: BTreeMap::new(),
+            told: BTreeMap::new(),
+            answers: 0,
+            shards: BTreeMap::new(),
+        }
     }
 
     /// The places of the operations with the times at which they begin.
@@ -138,6 +154,7 @@ impl Running {
             record: None,
             request: None,
             asked: None,
+            retried: 0,
             finished: false,
             succeeded: false,
             ambiguous: false,
@@ -146,9 +163,41 @@ impl Running {
     }
 }
 
+impl Running {
+    /// Whether the client tries once more. Clients of scenarios do so only if they do not know the outcome.
+    const fn may_come_again(&self, ambiguous: bool) -> bool {
+        self.retried < self.planned.retries && (ambiguous || !matches!(self.planned.action, Action::Raw(_)))
+    }
+}
+
+/// What the operator was told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Told {
+    /// When it was asked.
+    pub asked: Instant,
+    /// When it was answered.
+    pub answered: Option<Instant>,
+    /// `done`, or the error in words.
+    pub answer: String,
+}
+
+/// The next operation of a client in a closed loop.
+pub(super) fn closed_operation(closed: &ClosedLoop, client: u32, nth: u64, at: Instant) -> PlannedOperation {
+    let id = closed.workload.closed_loop_id(client, nth);
+    PlannedOperation {
+        id: id as u32,
+        at,
+        client,
+        balancer: client as usize,
+        timeout: closed.timeout,
+        retries: closed.retries,
+        action: Action::Raw(closed.workload.request(id, at.since(closed.from).as_millis())),
+    }
+}
+
 /// The key under which an operation comes again.
 fn idempotency(planned: &PlannedOperation) -> Option<Idempotency> {
-    planned.retries.then(|| Idempotency { key: format!("op{}", planned.id).into(), body_hash: u128::from(planned.id) + 1 })
+    (planned.retries > 0).then(|| Idempotency { key: format!("op{}", planned.id).into(), body_hash: u128::from(planned.id) + 1 })
 }
 
 fn request(plan: &Plan, planned: &PlannedOperation) -> Option<Request> {
@@ -238,6 +287,11 @@ impl World {
                     self.checks.fail("history", || error.to_string());
                 }
             }
+        }
+        let from = Place::Clients;
+        if self.is_cut(from, Place::Balancer(balancer)) {
+            // Nobody hears it: the client waits for its deadline.
+            return self.after(Duration(planned.timeout.0 + GRACE.0), Event::ClientGivesUp { operation: place, attempt });
         }
         if self.balancers[balancer].machine.is_none() {
             // Refused at once: nothing was sent.
@@ -334,12 +388,9 @@ impl World {
         self.check_reply(place, reply);
         if let Reply::Failed(error) = reply
             && error.retryable()
-            && self.clients.operations[place].planned.retries
+            && self.clients.operations[place].may_come_again(error.applied() != Applied::No)
         {
-            let ambiguous = error.applied() != Applied::No;
-            if attempt + 1 < ATTEMPTS_MAX || self.clients.operations[place].planned.id == INIT {
-                return self.client_comes_again(place, attempt, ambiguous);
-            }
+            return self.client_comes_again(place, attempt, error.applied() != Applied::No);
         }
         let now = self.now.0;
         let running = &mut self.clients.operations[place];
@@ -365,6 +416,39 @@ impl World {
         {
             self.checks.fail("history", || error.to_string());
         }
+        self.tell(
+            place,
+            Some(self.now),
+            &match reply {
+                Reply::Failed(error) => error.to_string(),
+                _ => "done".to_owned(),
+            },
+        );
+        self.client_thinks(place);
+    }
+
+    /// Keeps what the operator of a scenario was told.
+    fn tell(&mut self, place: usize, answered: Option<Instant>, answer: &str) {
+        let planned = &self.clients.operations[place].planned;
+        if self.plan.staged && matches!(&planned.action, Action::Raw(request) if Kind::of(request) == Kind::Admin) {
+            let told = Told { asked: planned.at, answered, answer: answer.to_owned() };
+            self.clients.told.insert(planned.id, told);
+        }
+    }
+
+    /// In a closed loop the end of an operation begins the next.
+    fn client_thinks(&mut self, place: usize) {
+        let client = self.clients.operations[place].planned.client;
+        let Some(closed) = self.clients.closed.as_ref().filter(|closed| client < closed.clients) else { return };
+        let at = self.now + closed.think;
+        if at >= closed.until {
+            return;
+        }
+        let nth = self.clients.begun.entry(client).or_insert(0);
+        *nth += 1;
+        let planned = closed_operation(closed, client, *nth, at);
+        let next = self.clients.add(planned);
+        self.at(at, Event::ClientSends { operation: next, attempt: 0 });
     }
 
     /// The deadline and more have passed: nobody waits any longer.
@@ -407,8 +491,8 @@ impl World {
         let keyed = self.keyed;
         let running = &mut self.clients.operations[place];
         running.ambiguous |= ambiguous;
-        let is_init = running.planned.id == INIT;
-        if running.planned.retries && (attempt + 1 < ATTEMPTS_MAX || is_init) {
+        if running.may_come_again(ambiguous) {
+            running.retried += 1;
             // The tokens of /init may repeat after many attempts; each is answered or given up long before.
             running.attempt = (attempt + 1) % 16;
             let delay = draw(keyed, &running.planned, attempt, 2).between(5_000_000, 120_000_000);
@@ -422,10 +506,13 @@ impl World {
             {
                 self.checks.fail("history", || error.to_string());
             }
+            self.tell(place, None, "no answer");
+            self.client_thinks(place);
         }
     }
 
     fn check_reply(&mut self, place: usize, reply: &Reply) {
+        self.clients.answers += 1;
         match reply {
             Reply::Written(written) => self.check_written(place, written),
             Reply::Rows(rows) => self.check_rows(place, rows),

@@ -39,6 +39,13 @@ enum Probe {
     Done,
 }
 
+impl Liveness {
+    /// Shards that took a write and answered a read.
+    pub(super) fn shard_count(&self) -> u64 {
+        self.probes.values().filter(|probe| matches!(probe, Probe::Done)).count() as u64
+    }
+}
+
 impl World {
     /// Looks whether the cluster is back; ends the run when it is, fails it when it had time enough.
     pub(super) fn look(&mut self) {
@@ -169,7 +176,7 @@ impl World {
             Action::Read { range: KeyRange { low: shard.low, high: shard.range().high }, limit: 1_000, level: Level::Linearizable }
         };
         let balancer = number as usize % self.balancers.len().max(1);
-        let planned = PlannedOperation { id, at: self.now, client: u32::MAX, balancer, timeout: PROBE_TIMEOUT, retries: false, action };
+        let planned = PlannedOperation { id, at: self.now, client: u32::MAX, balancer, timeout: PROBE_TIMEOUT, retries: 0, action };
         let place = self.clients.add(planned);
         self.at(self.now, Event::ClientSends { operation: place, attempt: 0 });
         place

@@ -160,14 +160,7 @@ fn worsen(fate: &mut Fate, fault: &Fault, from: Place, to: Place, draw: Draw) {
             }
         }
         Fault::Cut { a, b, way } => {
-            let forth = matches(*a, *b, from, to);
-            let back = matches(*a, *b, to, from);
-            let cut = match way {
-                Way::Both => forth || back,
-                Way::Forth => forth,
-                Way::Back => back,
-            };
-            if cut {
+            if is_cut(*a, *b, *way, from, to) {
                 *fate = Fate::default();
             }
         }
@@ -185,9 +178,22 @@ fn worsen(fate: &mut Fate, fault: &Fault, from: Place, to: Place, draw: Draw) {
     }
 }
 
+/// Whether a message from `from` to `to` falls to this cut.
+#[must_use]
+pub fn is_cut(a: Place, b: Place, way: Way, from: Place, to: Place) -> bool {
+    let (forth, back) = (matches(a, b, from, to), matches(a, b, to, from));
+    match way {
+        Way::Both => forth || back,
+        Way::Forth => forth,
+        Way::Back => back,
+    }
+}
+
 /// Whether a message from `from` to `to` goes from `a` to `b`, where `Others` is whoever is not the other end.
 fn matches(a: Place, b: Place, from: Place, to: Place) -> bool {
-    let side = |end: Place, other: Place, place: Place| if end == Place::Others { place != other } else { place == end };
+    let side = |end: Place, other: Place, place: Place| {
+        if end == Place::Others { place != other && place != Place::Clients } else { place == end }
+    };
     side(a, b, from) && side(b, a, to)
 }
 

@@ -2,7 +2,7 @@
 //! and feeds answers back; never decides for a machine.
 
 use super::{
-    clients::Clients,
+    clients::{Clients, Told, closed_operation},
     coverage::Coverage,
     exhaustive::Script,
     invariants::{Checks, Servers, Violation},
@@ -15,9 +15,10 @@ use super::{
     rows::SimRows,
 };
 use crate::{
-    faults::Fault,
+    faults::{Fault, Place},
     keyed::{Draw, Keyed},
     plan::Plan,
+    staging::ClosedLoop,
     trace::{Trace, TraceHash},
 };
 use core::fmt::Write as _;
@@ -37,6 +38,7 @@ use twinshard_core::{
     storage::StoreCommand,
     time::{Duration, Instant},
 };
+use twinshard_scenarios::timeline::Names;
 
 mod balancers;
 mod servers;
@@ -141,6 +143,16 @@ pub struct RunResult {
     pub history: twinshard_scenarios::history::History,
     /// What the machines told people, if the plan keeps it: when, which node ([`Place::code`]), what.
     pub notes: Vec<(Instant, u64, Note)>,
+    /// If the plan is staged: when each window opened, and whom it struck.
+    pub struck: Vec<(usize, Instant, Vec<Place>)>,
+    /// If the plan is staged: the names of what the maps had.
+    pub names: Names,
+    /// If the plan is staged: what the operator was told, by operation.
+    pub told: BTreeMap<u32, Told>,
+    /// How many answers were compared with the committed logs.
+    pub answers: u64,
+    /// How many shards took a write and answered a read after healing.
+    pub shards: u64,
 }
 
 /// A cluster and everything around it.
@@ -159,6 +171,9 @@ pub struct World {
     open_faults: BTreeMap<usize, Vec<Fault>>,
     /// By window: starts that it has made fail.
     failed_starts: BTreeMap<usize, u32>,
+    /// When each window opened, and whom it struck.
+    struck: Vec<(usize, Instant, Vec<Place>)>,
+    names: Names,
     /// What the machines told people, with the place in [`Place::code`] that told it.
     notes: Vec<(Instant, u64, Note)>,
     pub(super) clients: Clients,
@@ -194,6 +209,8 @@ impl World {
             net: Net::new(keyed),
             open_faults: BTreeMap::new(),
             failed_starts: BTreeMap::new(),
+            struck: Vec::new(),
+            names: Names::default(),
             notes: Vec::new(),
             clients: Clients::new(&plan),
             checks: Checks::new(memory),
@@ -244,6 +261,19 @@ impl World {
         self.guarded(Instant(u64::MAX));
         let script = self.script.take().unwrap_or_default();
         (self.finish(), script)
+    }
+
+    /// With clients that ask again when they were answered.
+    #[must_use]
+    pub fn with_closed_loop(mut self, closed: Option<ClosedLoop>) -> Self {
+        if let Some(closed) = closed {
+            for client in 0..closed.clients {
+                let place = self.clients.add(closed_operation(&closed, client, 0, closed.from));
+                self.at(closed.from, Event::ClientSends { operation: place, attempt: 0 });
+            }
+            self.clients.closed = Some(closed);
+        }
+        self
     }
 
     fn plan_start(&mut self) {
@@ -307,8 +337,13 @@ impl World {
             coverage: self.checks.coverage,
             text: self.trace.text().to_vec(),
             healed_after: self.liveness.healed_after,
-            history: self.clients.into_history(),
+            answers: self.clients.answers,
+            shards: self.liveness.shard_count(),
+            told: core::mem::take(&mut self.clients.told),
+            struck: self.struck,
+            names: self.names,
             notes: self.notes,
+            history: self.clients.into_history(),
         }
     }
 
@@ -380,7 +415,11 @@ impl World {
         for place in self.open_faults.keys().copied().collect::<Vec<_>>() {
             self.window_closes(place);
         }
-        self.start_everything();
+        if self.plan.staged {
+            (0..self.balancers.len()).for_each(|place| self.start_balancer(place));
+        } else {
+            self.start_everything();
+        }
         if let Some(script) = &mut self.script {
             script.closed = true;
         }

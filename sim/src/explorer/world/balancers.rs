@@ -124,6 +124,9 @@ impl World {
                 let after = Arc::clone(&self.register.map);
                 self.trace.say(self.now, || format!("register is {} by balancer {place}", self.register.version));
                 self.checks.on_cas(&self.servers, writer, &before, &after);
+                if self.plan.staged {
+                    self.names.learn(&after);
+                }
             }
             RegisterAnswer::Conflict => self.checks.coverage.hit(Sometimes::RegisterConflicts),
             RegisterAnswer::Read { .. } | RegisterAnswer::Unavailable => debug_assert!(reads),

@@ -114,18 +114,18 @@ impl World {
             | Note::Activated { .. }
             | Note::Lost { .. } => {}
         }
-        if self.plan.keeps_notes {
+        if self.plan.staged {
             self.notes.push((self.now, by.code(), note));
         }
     }
 
     pub(super) fn start_sync(&mut self, server: ServerId) {
         let slow = self.open().filter_map(|fault| {
-            if let Fault::SlowDisk { server: slow, sync_max } = fault { (*slow == server).then_some(sync_max.0) } else { None }
+            if let Fault::SlowDisk { place, sync_max } = fault { (*place == Place::Server(server)).then_some(sync_max.0) } else { None }
         });
         let slowest = slow.max();
         let longest = slowest.unwrap_or(self.plan.topology.storage.sync_max.0).max(50_000);
-        let shortest = slowest.map_or(50_000, |slowest| slowest / 4);
+        let shortest = slowest.map_or(50_000, |slowest| if self.plan.staged { slowest } else { slowest / 4 });
         let Some(node) = self.servers.get_mut(&server) else { return };
         node.log.start_sync();
         let latency = self.keyed.draw(Purpose::Sync, [server.0, node.log.syncs]).between(shortest, longest);

@@ -16,6 +16,9 @@ impl World {
         let fault = self.plan.faults[place].fault;
         let faults = self.resolve(fault);
         self.trace.say(self.now, || format!("fault: {fault}"));
+        if self.plan.staged {
+            self.struck.push((place, self.now, faults.iter().flat_map(|fault| fault.places()).collect()));
+        }
         self.open_faults.insert(place, faults.clone());
         faults.into_iter().for_each(|fault| self.fault_begins(fault));
     }
@@ -98,13 +101,15 @@ impl World {
             Fault::Crash { place } => nodes(place).into_iter().map(|place| Fault::Crash { place }).collect(),
             Fault::Down { place, loses_disk } => nodes(place).into_iter().map(|place| Fault::Down { place, loses_disk }).collect(),
             Fault::Pause { place } => nodes(place).into_iter().map(|place| Fault::Pause { place }).collect(),
+            Fault::SlowDisk { place, sync_max } => nodes(place).into_iter().map(|place| Fault::SlowDisk { place, sync_max }).collect(),
+            // Anyone's starts stay anyone's.
+            Fault::StartsFail { place: Place::Servers, .. } => vec![fault],
+            Fault::StartsFail { place, times } => nodes(place).into_iter().map(|place| Fault::StartsFail { place, times }).collect(),
             Fault::PowerLoss
             | Fault::DiskLoss { .. }
             | Fault::Rot { .. }
-            | Fault::SlowDisk { .. }
             | Fault::StoreDown { .. }
             | Fault::Register { .. }
-            | Fault::StartsFail { .. }
             | Fault::ProvisionFails => vec![fault],
         }
     }
@@ -192,5 +197,10 @@ impl World {
             | Place::Servers
             | Place::Balancers => {}
         }
+    }
+
+    /// Whether a link is cut now.
+    pub(in crate::explorer) fn is_cut(&self, from: Place, to: Place) -> bool {
+        self.open().any(|fault| matches!(fault, Fault::Cut { a, b, way } if super::super::net::is_cut(*a, *b, *way, from, to)))
     }
 }
