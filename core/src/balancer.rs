@@ -526,7 +526,10 @@ impl BalancerMachine {
             note_changes(old, &map, out);
         }
         self.drives.follow(&map, now);
-        self.router.set_map(now, version, &map, out);
+        if self.id.is_some() {
+            // Before it has an id it sends nothing.
+            self.router.set_map(now, version, &map, out);
+        }
         out.push(BalancerEffect::Publish { version, map: Arc::clone(&map) });
         self.known = Some((version, map));
         self.say(now, out);

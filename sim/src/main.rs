@@ -70,6 +70,9 @@ struct Explore {
     /// Instead of seeds: every schedule of the tiny workloads with at most so many deviations.
     #[arg(long, value_name = "DEPTH", num_args = 0..=1, default_missing_value = "2", conflicts_with_all = ["seeds", "start", "trace"])]
     exhaust: Option<u32>,
+    /// Plays all seeds even if some fail, and tells of each that does.
+    #[arg(long)]
+    keep_going: bool,
     /// Does not shrink what fails.
     #[arg(long)]
     no_shrink: bool,
@@ -136,12 +139,15 @@ fn explore(arguments: &Explore) -> ExitCode {
     }
     let begun = Instant::now();
     let done = AtomicU64::new(0);
-    let found = search::search(Search { start: arguments.start, count: arguments.seeds, jobs: arguments.jobs, planted: bug }, |_| {
-        let done = done.fetch_add(1, Ordering::Relaxed) + 1;
-        if done % 1_000 == 0 {
-            eprintln!("{done} seeds, {:.0} a second", done as f64 / begun.elapsed().as_secs_f64());
-        }
-    });
+    let found = search::search(
+        Search { start: arguments.start, count: arguments.seeds, jobs: arguments.jobs, planted: bug, keeps_going: arguments.keep_going },
+        |_| {
+            let done = done.fetch_add(1, Ordering::Relaxed) + 1;
+            if done % 1_000 == 0 {
+                eprintln!("{done} seeds, {:.0} a second", done as f64 / begun.elapsed().as_secs_f64());
+            }
+        },
+    );
     let seconds = begun.elapsed().as_secs_f64();
     eprintln!("{:.0} seeds/s, {:.0} events/s", found.seeds as f64 / seconds, found.events as f64 / seconds);
     println!("{} seeds, {} events, hash {}", found.seeds, found.events, found.hash);
@@ -151,7 +157,10 @@ fn explore(arguments: &Explore) -> ExitCode {
     for (name, count) in found.coverage.iter() {
         println!("  {count:>12} {name}");
     }
-    let Some((seed, violation, at)) = found.failure else {
+    for (seed, violation, at) in found.failures.iter().skip(1) {
+        println!("VIOLATION in seed {seed} at {at}: {violation}");
+    }
+    let Some((seed, violation, at)) = found.failures.into_iter().next() else {
         println!("no violation");
         return if arguments.planted.is_some() { ExitCode::from(1) } else { ExitCode::SUCCESS };
     };

@@ -29,6 +29,8 @@ pub struct Search {
     pub jobs: usize,
     /// The bug planted.
     pub planted: Planted,
+    /// Whether to go on after a failure.
+    pub keeps_going: bool,
 }
 
 /// What was found.
@@ -44,8 +46,8 @@ pub struct Found {
     pub hash: TraceHash,
     /// The longest time that a cluster took to come back, and the seed.
     pub slowest: Option<(Duration, u64)>,
-    /// The lowest seed that failed.
-    pub failure: Option<(u64, Violation, Instant)>,
+    /// The seeds that failed, the lowest first; only that one unless the search keeps going.
+    pub failures: Vec<(u64, Violation, Instant)>,
 }
 
 /// Plays one plan, checks its history too, and keeps panics quiet.
@@ -92,7 +94,7 @@ pub fn search(search: Search, progress: impl Fn(u64) + Sync) -> Found {
                     }
                     let mut result = play(&swarm::plan(seed, search.planted));
                     result.history = Default::default();
-                    if result.violation.is_some() {
+                    if result.violation.is_some() && !search.keeps_going {
                         // Seeds below this one are still to be played; those above no longer matter.
                         end.fetch_min(seed + 1, Ordering::Relaxed);
                     }
@@ -108,8 +110,10 @@ pub fn search(search: Search, progress: impl Fn(u64) + Sync) -> Found {
     for (seed, result) in found {
         total.add(seed, &result);
         if let Some(violation) = result.violation {
-            total.failure = Some((seed, violation, result.ended_at));
-            break;
+            total.failures.push((seed, violation, result.ended_at));
+            if !search.keeps_going {
+                break;
+            }
         }
     }
     total

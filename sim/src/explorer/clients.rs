@@ -263,7 +263,7 @@ impl World {
         }
         let planned = running.planned.clone();
         if let Action::WriteAtServer { server, shard, operations } = &planned.action {
-            return self.client_sends_to_server(place, &planned, ServerId(*server), shard, operations);
+            return self.client_sends_to_server((place, attempt), &planned, ServerId(*server), shard, operations);
         }
         let request = match &running.request {
             Some(request) => request.clone(),
@@ -304,7 +304,7 @@ impl World {
 
     fn client_sends_to_server(
         &mut self,
-        place: usize,
+        (place, attempt): (usize, u32),
         planned: &PlannedOperation,
         server: ServerId,
         shard: &str,
@@ -312,17 +312,25 @@ impl World {
     ) {
         let deadline = self.now + planned.timeout;
         let Some(local) = self.server_local(server, deadline) else {
-            self.clients.operations[place].finished = true;
-            return;
+            return self.client_comes_again(place, attempt, false);
         };
         let request = ServerRequest::Write { shard: shard.into(), operations: operations.to_vec(), idempotency: idempotency(planned) };
         // To the history it is a write like any other.
         let recorded = Request::Write { operations: operations.to_vec(), on_conflict: None, idempotency: idempotency(planned) };
-        let record = self.clients.recorder.begin(planned.client, self.now.0, recorded.clone());
-        self.clients.operations[place].record = Some(record);
-        self.clients.operations[place].request = Some(recorded);
-        self.after(Duration(planned.timeout.0 + GRACE.0), Event::ClientGivesUp { operation: place, attempt: 0 });
-        self.step_server(server, ServerInput::Request { token: token(place, 0), request, deadline: local });
+        match self.clients.operations[place].record {
+            None => {
+                let record = self.clients.recorder.begin(planned.client, self.now.0, recorded.clone());
+                self.clients.operations[place].record = Some(record);
+                self.clients.operations[place].request = Some(recorded);
+            }
+            Some(record) => {
+                if let Err(error) = self.clients.recorder.retry(record) {
+                    self.checks.fail("history", || error.to_string());
+                }
+            }
+        }
+        self.after(Duration(planned.timeout.0 + GRACE.0), Event::ClientGivesUp { operation: place, attempt });
+        self.step_server(server, ServerInput::Request { token: token(place, attempt), request, deadline: local });
     }
 
     /// A server answers a client of its own.

@@ -598,7 +598,8 @@ impl Checks {
     /// R3: a promise is told when it is durable, with a log end that is durable too.
     fn on_promised(&mut self, servers: &Servers, server: ServerId, replica: ReplicaId, epoch: Epoch, last: Position) {
         let Some(log) = servers.get(&server).and_then(|node| node.log.durable.replicas.get(&replica)) else { return };
-        if log.promised < epoch || !log.holds(last) {
+        // What it took of that epoch since may have replaced the end that it speaks of.
+        if log.promised < epoch || !(log.holds(last) || log.last().epoch >= epoch) {
             let (promised, end) = (log.promised, log.last());
             self.fail("R3", || format!("{replica} says it promised {epoch} at {last}; durable are {promised} and {end}"));
         }
