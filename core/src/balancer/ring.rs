@@ -9,6 +9,8 @@ use std::collections::BTreeMap;
 
 /// Points of one server on the ring. Spreads plain load to about 9 % (1/sqrt(128)).
 const VIRTUAL_NODES: u64 = 128;
+/// Keeps the points apart from the hashes of requests, which are made of small numbers too: "ring" in ASCII.
+const POINT: u64 = 0x7269_6e67;
 /// Slots of the classic ring (API.md).
 pub const CLASSIC_SLOTS: usize = 512;
 /// Virtual servers of one server on the classic ring (API.md).
@@ -25,7 +27,7 @@ impl Ring {
     /// The ring of these servers. A server's points depend on its id alone.
     pub fn new(servers: impl IntoIterator<Item = ServerId>) -> Self {
         let points_of = |server: ServerId| {
-            let mut points: Vec<u64> = (0..VIRTUAL_NODES).map(|node| mix(&[server.0, node])).collect();
+            let mut points: Vec<u64> = (0..VIRTUAL_NODES).map(|node| mix(&[POINT, server.0, node])).collect();
             points.sort_unstable();
             points
         };

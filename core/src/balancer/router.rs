@@ -42,7 +42,7 @@ mod write;
 /// A read without an answer goes to another replica after this. A guess: two heartbeats.
 const READ_AGAIN_AFTER: Duration = Duration::from_millis(200);
 /// The longest that becomes by doubling.
-const READ_AGAIN_MAX: Duration = Duration::from_millis(1_600);
+const READ_AGAIN_MAX: Duration = Duration::from_millis(800);
 /// A write without an answer is sent again after this. A guess: a slow fsync is shorter.
 const WRITE_AGAIN_AFTER: Duration = Duration::from_millis(300);
 /// The longest that becomes by doubling.
@@ -118,6 +118,8 @@ pub(crate) struct Router {
     now: Instant,
     picker: Picker,
     routes: Option<Routes>,
+    /// The map, before the first session.
+    held: Option<(MapVersion, Arc<ClusterMap>)>,
     sessions: Sessions,
     health: BTreeMap<ServerId, Health>,
     /// Who said last that it serves as primary.
@@ -145,6 +147,7 @@ impl Router {
             now: Instant::default(),
             picker: Picker::new(config.policy, config.seed),
             routes: None,
+            held: None,
             sessions: Sessions::default(),
             health: BTreeMap::new(),
             leaders: BTreeMap::new(),
@@ -160,9 +163,14 @@ impl Router {
         }
     }
 
-    /// Takes the newest map that was read back. What waits for a shard that changed is routed again at once.
+    /// Takes the newest map that was read back. What waits for a shard that changed is routed again at once. Before the first session it
+    /// is kept aside: the balancer's own id is minted with that session, and it sends nothing before (R10).
     pub(crate) fn set_map(&mut self, now: Instant, version: MapVersion, map: &Arc<ClusterMap>, out: &mut Vec<BalancerEffect>) {
         self.now = self.now.max(now);
+        if self.sessions.is_blank() {
+            self.held = Some((version, Arc::clone(map)));
+            return;
+        }
         if self.routes.as_ref().is_some_and(|routes| version <= routes.version()) {
             return;
         }
@@ -183,6 +191,9 @@ impl Router {
     pub(crate) fn set_session(&mut self, now: Instant, session: SessionId, out: &mut Vec<BalancerEffect>) {
         self.now = self.now.max(now);
         self.sessions.set(session);
+        if let Some((version, map)) = self.held.take() {
+            self.set_map(now, version, &map, out);
+        }
         for shard in self.sessions.waited_for() {
             self.move_line(shard, out);
         }

@@ -56,6 +56,11 @@ impl Sessions {
         self.numbers.retain(|(_, owner), numbers| *owner == session || !numbers.open.is_empty());
     }
 
+    /// Whether there never was a session.
+    pub(crate) const fn is_blank(&self) -> bool {
+        self.session.is_none()
+    }
+
     /// Whether a new session must be minted: there is none, or it was refused (R23).
     pub(crate) fn is_wanted(&self) -> bool {
         self.session.is_none() || !self.refused.is_empty()

@@ -221,13 +221,15 @@ impl Router {
                 return;
             }
             leg.tried.clear();
-            leg.attempt = leg.attempt.saturating_add(1);
             if cause == Cause::Due {
+                leg.attempt = leg.attempt.saturating_add(1);
                 chosen = self.choose(&servers, &leg.tried, hash, request_id);
             }
         }
         let Some(target) = members.iter().find(|member| Some(member.server) == chosen) else {
-            return self.come_again((token, place), leg, REFUSED_AGAIN_AFTER, REFUSED_AGAIN_MAX);
+            self.come_again((token, place), leg, REFUSED_AGAIN_AFTER, REFUSED_AGAIN_MAX);
+            leg.attempt = leg.attempt.saturating_add(1);
+            return;
         };
         let freshness = match &scatter.consistency {
             Consistency::Linearizable => Freshness::Linearizable(epoch),
@@ -314,8 +316,8 @@ impl Router {
                     self.rest(token, 0, leg);
                 }
                 ReadRefusal::WrongEpoch | ReadRefusal::NoReadIndex | ReadRefusal::Behind | ReadRefusal::Busy => {
-                    leg.attempt = leg.attempt.saturating_add(1);
                     self.come_again((token, 0), leg, REFUSED_AGAIN_AFTER, REFUSED_AGAIN_MAX);
+                    leg.attempt = leg.attempt.saturating_add(1);
                 }
             },
         }

@@ -254,13 +254,13 @@ impl Router {
                 self.refresh |= self.routes.as_ref().and_then(|routes| routes.epoch(part.shard)).is_none_or(|known| epoch > known);
                 // While another copy is out, as after a new configuration, that one decides.
                 if leg.open.is_empty() {
-                    leg.attempt = leg.attempt.saturating_add(1);
                     self.come_again((token, place), leg, REFUSED_AGAIN_AFTER, REFUSED_AGAIN_MAX);
+                    leg.attempt = leg.attempt.saturating_add(1);
                 }
             }
             ExecuteResult::Busy => {
-                leg.attempt = leg.attempt.saturating_add(1);
                 self.come_again((token, place), leg, REFUSED_AGAIN_AFTER, REFUSED_AGAIN_MAX);
+                leg.attempt = leg.attempt.saturating_add(1);
             }
             ExecuteResult::SessionGone => {
                 let Some(number) = part.number else { return };
