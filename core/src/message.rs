@@ -67,7 +67,7 @@ pub enum ToServer {
     },
     /// Step 2: promise this epoch and report. Answered with [`ToBalancer::Promised`] once durable (R3).
     Seal {
-        /// A member of the current configuration.
+        /// A member of the current configuration; for the first configuration of a shard, its primary.
         replica: ReplicaId,
         /// The epoch of the pending configuration.
         epoch: Epoch,
@@ -109,7 +109,7 @@ pub struct Install {
     /// Where each member lives.
     pub servers: BTreeMap<ReplicaId, ServerId>,
     /// The replica with the best log of a full set of promises (R12); the primary itself if its own is as good, and for the first
-    /// configuration of a shard, which has nothing to seal.
+    /// configuration of a shard, before which nothing was committed.
     pub source: ReplicaId,
     /// Where the source lives.
     pub source_server: ServerId,

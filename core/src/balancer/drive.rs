@@ -211,8 +211,17 @@ impl Drives {
         }
         if proposal.source.is_none() {
             proposal.source = match &record.current {
-                // The first configuration: its members are new and empty.
-                None => Some((pending.primary, Position::ZERO)),
+                // The first configuration: nothing was ever committed, so any log will do, and there is nothing to seal. But an earlier
+                // proposal may have left its barrier, so the primary says what it has.
+                None => {
+                    let last = proposal.promises.get(&pending.primary);
+                    if last.is_none()
+                        && let Some(server) = map.server_of(pending.primary)
+                    {
+                        out.push((server, ToServer::Seal { replica: pending.primary, epoch: pending.epoch }));
+                    }
+                    last.map(|last| (pending.primary, *last))
+                }
                 Some(current) => {
                     let sealed = if planted.has(Bug::SealsPending) { pending } else { current }; // R11
                     for member in sealed.members.iter().filter(|member| !proposal.promises.contains_key(member)) {

@@ -111,6 +111,7 @@ pub struct Checks {
     reads: BTreeMap<(NodeId, Tag), AskedRead>,
     lame: BTreeSet<(ReplicaId, Epoch)>,
     lost: BTreeSet<ReplicaId>,
+    reported_lost: BTreeSet<ReplicaId>,
     last_writer: Option<u64>,
     /// What happened how often.
     pub coverage: Coverage,
@@ -132,6 +133,7 @@ impl Checks {
             reads: BTreeMap::new(),
             lame: BTreeSet::new(),
             lost: BTreeSet::new(),
+            reported_lost: BTreeSet::new(),
             last_writer: None,
             coverage: Coverage::default(),
             violation: None,
@@ -573,7 +575,8 @@ impl Checks {
             Message::ToBalancer(ToBalancer::Beat { replicas, .. }) => {
                 for status in replicas {
                     if status.lost.is_some() {
-                        if self.lost.insert(status.replica) {
+                        self.lost.insert(status.replica);
+                        if self.reported_lost.insert(status.replica) {
                             self.coverage.hit(Sometimes::ReplicasLost);
                         }
                         continue;
