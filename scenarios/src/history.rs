@@ -276,7 +276,7 @@ pub enum Told {
     Refused,
     /// It failed and changed nothing (400, 422, 503).
     Failed,
-    /// Some shards' parts happened, others not.
+    /// Some shards' parts happened, others certainly not.
     Partial,
     /// Nobody knows (504, or no answer at all).
     Unknown,

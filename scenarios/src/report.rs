@@ -90,7 +90,7 @@ struct Row {
     failed: u64,
     partial: u64,
     unknown: u64,
-    /// Microseconds of those that were done or refused.
+    /// Microseconds of those that were done, in part at least, or refused.
     latency: Histogram<u64>,
 }
 
@@ -109,7 +109,7 @@ impl Row {
             Told::Partial => self.partial += 1,
             Told::Unknown => self.unknown += 1,
         }
-        if let (Told::Done | Told::Refused, Some(answered)) = (asked.told, asked.answered) {
+        if let (Told::Done | Told::Refused | Told::Partial, Some(answered)) = (asked.told, asked.answered) {
             self.latency.saturating_record((answered - asked.called) / 1_000);
         }
     }
@@ -241,7 +241,7 @@ fn expectations(run: &RunResult, service: &Service, total: &Row, outages: &[(Sha
             format!("no shard without writes for over {limit_ms} ms: {was}"),
         );
     }
-    let worked = total.done + total.refused;
+    let worked = total.done + total.refused + total.partial;
     let min = |add: &mut dyn FnMut(bool, String), limit: Option<u64>, was: u64, what: &str| {
         if let Some(limit) = limit {
             add(was >= limit, format!("at least {} {what}: {}", render::grouped(limit), render::grouped(was)));
@@ -254,13 +254,19 @@ fn expectations(run: &RunResult, service: &Service, total: &Row, outages: &[(Sha
     };
     min(&mut add, expect.operations_min, worked, "operations that worked");
     min(&mut add, expect.rate_min_per_s, worked * 1_000 / run.scenario.workload.duration_ms.max(1), "operations a second");
-    max(&mut add, expect.unknown_max, total.unknown + total.partial, "unknown or partial outcomes");
+    max(&mut add, expect.unknown_max, total.unknown, "unknown outcomes");
     max(&mut add, expect.failed_max, total.failed, "operations that failed");
     min(&mut add, expect.failovers_min, deeds.failover_count, "new configurations");
     max(&mut add, expect.failovers_max, deeds.failover_count, "new configurations");
     min(&mut add, expect.respawns_min, deeds.respawn_count, "respawns");
     min(&mut add, expect.provision_failures_min, deeds.provision_failure_count, "starts that failed");
     min(&mut add, expect.lost_replicas_min, deeds.lost_count, "replicas lost and noticed");
+    if let Some(limit) = expect.members_min {
+        let fewest = deeds.members.iter().map(|(shard, count)| (*count, *shard)).min();
+        let was =
+            fewest.map_or_else(|| "no configuration was told".to_owned(), |(count, shard)| format!("{count} ({})", run.names.shard(shard)));
+        add(fewest.is_some_and(|(count, _)| count >= limit), format!("at least {limit} members of every shard in the end: {was}"));
+    }
     if let Some(limit_ms) = expect.p99_max_ms {
         let p99_us = total.latency.value_at_quantile(0.99);
         add(p99_us <= limit_ms * 1_000, format!("99 of 100 within {limit_ms} ms: {}", span(p99_us * 1_000)));
@@ -271,7 +277,9 @@ fn expectations(run: &RunResult, service: &Service, total: &Row, outages: &[(Sha
     let reads: u32 = [mix.read, mix.range_read, mix.session_read, mix.stale_read].iter().sum();
     for (weight, is_write, what) in [(writes, true, "writes"), (reads, false, "reads")] {
         let served = |asked: &&Asked| {
-            asked.kind != Kind::Admin && asked.kind.is_write() == is_write && matches!(asked.told, Told::Done | Told::Refused)
+            asked.kind != Kind::Admin
+                && asked.kind.is_write() == is_write
+                && matches!(asked.told, Told::Done | Told::Refused | Told::Partial)
         };
         let count = run.history.asked.iter().filter(served).count() as u64;
         if weight > 0 {

@@ -390,6 +390,8 @@ pub struct Expectations {
     pub provision_failures_min: Option<u64>,
     /// So many replicas were lost and noticed.
     pub lost_replicas_min: Option<u64>,
+    /// In the end every shard's configuration has so many members.
+    pub members_min: Option<u64>,
     /// 99 of 100 operations that worked took no longer.
     pub p99_max_ms: Option<u64>,
 }

@@ -208,6 +208,8 @@ pub struct Deeds {
     pub provision_failure_count: u64,
     /// Replicas lost.
     pub lost_count: u64,
+    /// How many members each shard's last configuration has.
+    pub members: BTreeMap<ShardId, u64>,
 }
 
 impl Deeds {
@@ -220,7 +222,11 @@ impl Deeds {
         for (_, note) in notes {
             match note {
                 Note::Activated { shard, config } => {
-                    epochs.entry(*shard).or_default().insert(config.epoch);
+                    let of_shard = epochs.entry(*shard).or_default();
+                    of_shard.insert(config.epoch);
+                    if of_shard.last() == Some(&config.epoch) {
+                        deeds.members.insert(*shard, config.members.len() as u64);
+                    }
                 }
                 Note::Respawning { .. } => deeds.respawn_count += 1,
                 Note::ProvisionFailed { .. } => deeds.provision_failure_count += 1,
@@ -280,7 +286,13 @@ pub fn fault_title(fault: &Fault, struck: &[String]) -> String {
         FaultKind::PowerLoss {} => format!("everything loses power{lasting}"),
         FaultKind::Pause { target } => format!("{} stands still{lasting}", who(target)),
         FaultKind::Partition { between, and, direction } => {
-            let names = if struck.is_empty() { String::new() } else { format!(" ({})", struck.join(" | ")) };
+            let mut nodes: Vec<&str> = Vec::new();
+            for name in struck {
+                if !nodes.contains(&name.as_str()) {
+                    nodes.push(name);
+                }
+            }
+            let names = if nodes.is_empty() { String::new() } else { format!(" ({})", nodes.join(", ")) };
             match direction {
                 Direction::Both => format!("cut between {} and {}{names}{lasting}", targets(between), targets(and)),
                 Direction::OneWay => format!("nothing gets from {} to {}{names}{lasting}", targets(between), targets(and)),
@@ -348,14 +360,18 @@ pub fn sections(run: &RunResult, service: &Service) -> Vec<Section> {
     sections.sort_by_key(|section| section.at_ns);
     let ends: Vec<u64> = sections.iter().skip(1).map(|section| section.at_ns).chain([u64::MAX]).collect();
     for (section, end_ns) in sections.iter_mut().zip(ends) {
-        let mut told = BTreeSet::new();
+        // Told once, at its first time: several balancers see the same.
+        let mut told: BTreeMap<String, (usize, u32)> = BTreeMap::new();
         for (at_ns, note) in run.notes.iter().filter(|(at_ns, _)| (section.at_ns..end_ns).contains(at_ns)) {
-            // Several balancers see the same.
-            if let Some(text) = note_text(&run.names, note)
-                && told.insert(text.clone())
-            {
+            let Some(text) = note_text(&run.names, note) else { continue };
+            let (_, count) = told.entry(text.clone()).or_insert((section.lines.len(), 0));
+            *count += 1;
+            if *count == 1 {
                 section.lines.push((*at_ns, text));
             }
+        }
+        for (place, count) in told.into_values().filter(|(_, count)| *count > 1) {
+            section.lines[place].1.push_str(&format!(" ({count} times)"));
         }
         let load_end_ns = run.load_from_ns + run.scenario.workload.duration_ms * 1_000_000;
         if (section.at_ns..end_ns).contains(&load_end_ns) {

@@ -440,12 +440,24 @@ fn failed(error: &RequestError, effects: &[(Key, Effect)]) -> CommandOutcome {
 fn told(error: &RequestError, is_write: bool) -> Told {
     match error {
         RequestError::Exists(_) | RequestError::Missing(_) => Told::Refused,
+        RequestError::Parts(parts) => {
+            let any = |wanted: fn(Applied) -> bool| parts.values().any(|part| wanted(part.applied));
+            let is_refusal = |error: &RequestError| matches!(error, RequestError::Exists(_) | RequestError::Missing(_));
+            if any(|applied| matches!(applied, Applied::Unknown | Applied::Partial)) {
+                Told::Unknown
+            } else if any(|applied| applied == Applied::Yes) {
+                Told::Partial
+            } else if parts.values().filter_map(|part| part.error.as_ref()).all(|error| is_refusal(error)) {
+                Told::Refused
+            } else {
+                Told::Failed
+            }
+        }
         other => match other.applied() {
             Applied::No => Told::Failed,
-            Applied::Partial => Told::Partial,
             // A read that ran out of time changed nothing.
-            Applied::Yes | Applied::Unknown if is_write => Told::Unknown,
-            Applied::Yes | Applied::Unknown => Told::Failed,
+            Applied::Yes | Applied::Partial | Applied::Unknown if is_write => Told::Unknown,
+            Applied::Yes | Applied::Partial | Applied::Unknown => Told::Failed,
         },
     }
 }

@@ -69,7 +69,25 @@ fn parts_that_differ_are_told_apart() {
         [(ShardId(1), CommandOutcome::Refused { existing: vec![Key(1)], missing: vec![] }), (ShardId(2), CommandOutcome::Unknown)]
     );
     assert_eq!(history.calls[1].returned, None);
-    assert_eq!(history.asked[0].told, Told::Partial);
+    assert_eq!(history.asked[0].told, Told::Unknown);
+}
+
+#[test]
+fn what_a_client_is_told_is_summed_up() {
+    let refused = || Some(Box::new(RequestError::Missing(vec![Key(1)])));
+    let busy = || Some(Box::new(RequestError::Overloaded));
+    let told = |one: (Applied, _), other: (Applied, _)| {
+        let mut recorder = two_shards();
+        let operation = recorder.begin(0, 0, write(&[(1, 100), (12, 101)], OnConflict::Replace));
+        let part = |(applied, error)| ShardPart { applied, error };
+        let parts = BTreeMap::from([("sh1".into(), part(one)), ("sh2".into(), part(other))]);
+        recorder.finish(operation, 9, &Reply::Failed(RequestError::Parts(parts))).expect("a good answer");
+        recorder.into_history().asked[0].told
+    };
+    assert_eq!(told((Applied::Yes, None), (Applied::No, refused())), Told::Partial);
+    assert_eq!(told((Applied::Yes, None), (Applied::Unknown, None)), Told::Unknown);
+    assert_eq!(told((Applied::No, refused()), (Applied::No, refused())), Told::Refused);
+    assert_eq!(told((Applied::No, refused()), (Applied::No, busy())), Told::Failed);
 }
 
 #[test]

@@ -172,8 +172,9 @@ fn what_was_expected_has_to_come_true() {
     assert!(unmet(|run| run.scenario.expect.failovers_min = Some(2)).contains("at least 2 new configurations: 1"));
     assert!(unmet(|run| run.scenario.expect.failovers_max = Some(0)).contains("at most 0 new configurations: 1"));
     assert!(unmet(|run| run.scenario.expect.operations_min = Some(1_000)).contains("at least 1,000 operations that worked"));
-    assert!(unmet(|run| run.scenario.expect.unknown_max = Some(0)).contains("at most 0 unknown or partial outcomes: 1"));
+    assert!(unmet(|run| run.scenario.expect.unknown_max = Some(0)).contains("at most 0 unknown outcomes: 1"));
     assert!(unmet(|run| run.scenario.expect.p99_max_ms = Some(10)).contains("99 of 100 within 10 ms"));
+    assert!(unmet(|run| run.scenario.expect.members_min = Some(4)).contains("at least 4 members of every shard in the end: 3 (sh1)"));
     assert!(unmet(|run| run.scenario.expect.lost_replicas_min = Some(1)).contains("replicas lost"));
     assert!(unmet(|run| run.faults.clear()).contains("0 of 1 faults happened"));
     assert!(unmet(|run| run.world_checks[0].failures.push("sh1 differs".to_owned())).contains("replicas equal: sh1 differs"));
