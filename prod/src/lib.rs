@@ -2,6 +2,7 @@
 //! world runs the same driver and routers over other ends.
 
 pub mod handle;
+pub mod http;
 pub mod node;
 
 pub mod driver;

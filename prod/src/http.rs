@@ -1,0 +1,194 @@
+//! HTTP/JSON for clients, people and tools (API.md): routers over the handles, and the loop that serves them on any network. Decides nothing
+//! about data; every answer is JSON, also every refusal.
+
+pub mod balancer;
+pub mod error;
+mod guard;
+mod json;
+pub mod server;
+mod stream;
+
+use crate::net::Network;
+use axum::{
+    Router,
+    body::{Body, Bytes},
+    extract::Request,
+    http::{Method, StatusCode, header, request::Parts},
+    response::{IntoResponse, Response},
+};
+use error::ApiError;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper::server::conn::http1;
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
+use serde_json::Value;
+use std::{sync::Arc, time::Duration};
+use tokio::{
+    sync::{Semaphore, watch},
+    task::JoinSet,
+    time::{sleep, timeout},
+};
+
+/// What bounds HTTP.
+#[derive(Clone, Debug)]
+pub struct HttpSettings {
+    /// The most bytes of a request's body (API.md: 32 MiB).
+    pub body_bytes_max: usize,
+    /// The most rows of one write (API.md: 100,000).
+    pub rows_max: usize,
+    /// The deadline of a request (API.md: 10 s).
+    pub request_timeout: Duration,
+    /// The deadline of /init, /add and /rm (API.md: 120 s).
+    pub admin_timeout: Duration,
+    /// How long a client may take to send its headers, and then its body.
+    pub read_timeout: Duration,
+    /// Rows of one page of a large answer.
+    pub page_rows: u32,
+    /// The most connections at once; more wait to be accepted.
+    pub connections_max: usize,
+    /// The most requests under way; one more is answered 503 at once.
+    pub requests_max: usize,
+    /// Whether any Host but localhost, 127.0.0.1 and [::1] is refused (DESIGN 8: on loopback).
+    pub loopback_hosts_only: bool,
+}
+
+impl Default for HttpSettings {
+    fn default() -> Self {
+        Self {
+            body_bytes_max: 32 << 20,
+            rows_max: 100_000,
+            request_timeout: Duration::from_secs(10),
+            admin_timeout: Duration::from_secs(120),
+            read_timeout: Duration::from_secs(30),
+            page_rows: 2_048,
+            connections_max: 4_096,
+            requests_max: 4_096,
+            loopback_hosts_only: true,
+        }
+    }
+}
+
+/// How long connections may take to finish what they serve once the node stops. A guess.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long to wait after an accept failed, for example for want of file descriptors. A guess.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+
+/// Serves a router until `stopped` becomes true; then lets what is being answered finish, for a moment.
+pub async fn serve<N: Network>(mut listener: N::Listener, router: Router, settings: HttpSettings, mut stopped: watch::Receiver<bool>) {
+    let places = Arc::new(Semaphore::new(settings.connections_max));
+    let mut connections = JoinSet::new();
+    loop {
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+        let accepted = tokio::select! {
+            biased;
+            _ = stopped.wait_for(|stop| *stop) => break,
+            Some(_) = connections.join_next(), if !connections.is_empty() => continue,
+            accepted = N::accept(&mut listener) => accepted,
+        };
+        let stream = match accepted {
+            Ok(stream) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "could not accept a connection");
+                sleep(ACCEPT_RETRY).await;
+                continue;
+            }
+        };
+        let service = TowerToHyperService::new(router.clone());
+        let mut stopped = stopped.clone();
+        let read_timeout = settings.read_timeout;
+        connections.spawn(async move {
+            let connection = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(read_timeout)
+                // The date is the wall clock, which no answer needs and simulated time has not.
+                .auto_date_header(false)
+                .serve_connection(TokioIo::new(stream), service);
+            let mut connection = std::pin::pin!(connection);
+            let ended = tokio::select! {
+                ended = connection.as_mut() => ended,
+                () = ending(&mut stopped) => {
+                    connection.as_mut().graceful_shutdown();
+                    connection.await
+                }
+            };
+            if let Err(error) = ended {
+                tracing::debug!(%error, "connection ended");
+            }
+            drop(place);
+        });
+    }
+    let _ = timeout(DRAIN_TIMEOUT, async { while connections.join_next().await.is_some() {} }).await;
+}
+
+/// Ends when `stopped` becomes true, or its sender is gone.
+async fn ending(stopped: &mut watch::Receiver<bool>) {
+    let _ = stopped.wait_for(|stop| *stop).await;
+}
+
+/// A request whose body was read and is JSON; an absent body is an empty object.
+struct Call {
+    method: Method,
+    path: String,
+    parts: Parts,
+    body: Bytes,
+    json: Value,
+}
+
+impl Call {
+    async fn read(request: Request, settings: &HttpSettings) -> Result<Self, ApiError> {
+        let (parts, body) = request.into_parts();
+        let body = timeout(settings.read_timeout, Limited::new(body, settings.body_bytes_max).collect()).await;
+        let body = match body {
+            Ok(Ok(body)) => body.to_bytes(),
+            Ok(Err(error)) if error.is::<LengthLimitError>() => {
+                let words = format!("The body is larger than {} bytes", settings.body_bytes_max);
+                return Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "body-too-large", words));
+            }
+            Ok(Err(error)) => {
+                return Err(ApiError::new(StatusCode::BAD_REQUEST, "bad-body", format!("The body could not be read: {error}")));
+            }
+            Err(_) => return Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, "slow-body", "The body did not come in time")),
+        };
+        let json = if body.iter().all(u8::is_ascii_whitespace) {
+            Value::Object(serde_json::Map::new())
+        } else {
+            serde_json::from_slice(&body)
+                .map_err(|error| ApiError::new(StatusCode::BAD_REQUEST, "bad-json", format!("The body is not JSON: {error}")))?
+        };
+        if !json.is_object() {
+            return Err(ApiError::new(StatusCode::BAD_REQUEST, "bad-json", "The body must be a JSON object"));
+        }
+        let (method, path) = (parts.method.clone(), parts.uri.path().to_owned());
+        Ok(Self { method, path, parts, body, json })
+    }
+
+    fn header(&self, name: &str) -> Result<Option<&str>, ApiError> {
+        match self.parts.headers.get(name) {
+            None => Ok(None),
+            Some(value) => value
+                .to_str()
+                .map(Some)
+                .map_err(|_| ApiError::new(StatusCode::BAD_REQUEST, "bad-header", format!("The header {name} is not plain text"))),
+        }
+    }
+}
+
+/// Refuses a method that the path does not have.
+fn allow(request: &Request, methods: &[Method]) -> Result<(), ApiError> {
+    if methods.contains(request.method()) {
+        return Ok(());
+    }
+    let list: Vec<&str> = methods.iter().map(Method::as_str).collect();
+    let words = format!("{} is not a method of {}; use {}", request.method(), request.uri().path(), list.join(" or "));
+    Err(ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", words))
+}
+
+fn json_response(status: StatusCode, body: &Value) -> Response {
+    bytes_response(status, Bytes::from(body.to_string()), "application/json")
+}
+
+fn bytes_response(status: StatusCode, body: Bytes, content_type: &'static str) -> Response {
+    (status, [(header::CONTENT_TYPE, content_type)], Body::from(body)).into_response()
+}

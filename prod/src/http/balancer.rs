@@ -1,0 +1,609 @@
+//! The balancer's endpoints (API.md).
+
+use super::{
+    Call, HttpSettings, allow,
+    error::ApiError,
+    guard::{Guard, guard},
+    json, json_response,
+    stream::{self, Format, Got, Page, Section, Want},
+};
+use crate::handle::BalancerHandle;
+use axum::{
+    Router,
+    extract::{Path, Request, State},
+    http::{HeaderValue, Method, StatusCode, header},
+    middleware,
+    response::{IntoResponse, Response},
+    routing::any,
+};
+use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use tokio::time::Instant;
+use twinshard_core::{
+    command::{IDEMPOTENCY_KEY_BYTES_MAX, Idempotency, OnConflict, Operation},
+    id::{LogIndex, ShardId},
+    map::{ClusterMap, ReplicaStage, ServerGoal},
+    message::LeadStage,
+    request::{Consistency, Health, NewServer, Reply, RequestError, Rows, Status, Written},
+    schema::Schema,
+    value::{Key, KeyRange, Row},
+};
+
+/// The header that carries what a session has seen.
+const SESSION: &str = "twinshard-session";
+/// The most rows that `limit` may ask for.
+const LIMIT_MAX: u64 = 1_000_000;
+
+#[derive(Clone)]
+struct App {
+    handle: BalancerHandle,
+    settings: Arc<HttpSettings>,
+    started: Instant,
+}
+
+/// The router of a balancer.
+#[must_use]
+pub fn router(handle: BalancerHandle, settings: HttpSettings) -> Router {
+    let guarded = Guard::new(&settings);
+    let app = App { handle, settings: Arc::new(settings), started: Instant::now() };
+    Router::new()
+        .route("/init", any(init))
+        .route("/status", any(status))
+        .route("/add", any(add))
+        .route("/rm", any(remove))
+        .route("/rep", any(replicas))
+        .route("/read", any(read))
+        .route("/read/{server}", any(read_server))
+        .route("/write", any(write))
+        .route("/update", any(update))
+        .route("/del", any(delete))
+        .route("/primary_elect", any(primary))
+        .route("/primary-elect", any(primary))
+        .route("/home", any(home))
+        .fallback(unknown)
+        .with_state(app)
+        .layer(middleware::from_fn_with_state(guarded, guard))
+}
+
+type Answer = Result<Response, ApiError>;
+
+impl App {
+    async fn ask(&self, request: twinshard_core::request::Request, timeout: Duration) -> Result<Reply, ApiError> {
+        match self.handle.ask(request, timeout).await {
+            Reply::Failed(error) => Err(error.into()),
+            reply => Ok(reply),
+        }
+    }
+
+    fn map(&self) -> Result<Arc<ClusterMap>, ApiError> {
+        self.handle.map().map(|(_, map)| map).ok_or_else(|| RequestError::RegisterUnavailable.into())
+    }
+
+    fn schema(&self) -> Result<Arc<Schema>, ApiError> {
+        let map = self.map()?;
+        map.schema.clone().map(Arc::new).ok_or_else(|| RequestError::NotInitialised.into())
+    }
+}
+
+/// Not what was asked for: the machine answers each request in kind.
+fn unexpected(reply: &Reply) -> ApiError {
+    tracing::error!(?reply, "the machine's answer is of another kind than the request");
+    ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "The answer is of another kind than the request")
+}
+
+async fn unknown(request: Request) -> Response {
+    let path = request.uri().path();
+    if request.method() == Method::GET {
+        let words = format!("<Error> '{path}' endpoint does not exist in server replicas");
+        return ApiError::verbatim("no-such-endpoint", &words).into_response();
+    }
+    ApiError::new(StatusCode::NOT_FOUND, "no-such-endpoint", format!("'{path}' endpoint does not exist")).into_response()
+}
+
+async fn init(State(app): State<App>, request: Request) -> Answer {
+    allow(&request, &[Method::POST])?;
+    let call = Call::read(request, &app.settings).await?;
+    let schema = json::schema(json::field(&call.json, "schema")?)?;
+    let shards = json::shards(json::field(&call.json, "shards")?, schema.key_name())?;
+    let servers = match call.json.get("servers") {
+        None | Some(Value::Null) => None,
+        Some(servers) => Some(json::servers(servers)?),
+    };
+    let server_count = json::optional_count(&call.json, "N")?;
+    let on_conflict = json::on_conflict(&call.json)?;
+    let request = twinshard_core::request::Request::Init { server_count, schema, shards, servers, on_conflict, by_name: false };
+    match app.ask(request, app.settings.admin_timeout).await? {
+        Reply::Initialised => Ok(json_response(StatusCode::OK, &json!({ "message": "Configured Database", "status": "success" }))),
+        other => Err(unexpected(&other)),
+    }
+}
+
+async fn status(State(app): State<App>, request: Request) -> Answer {
+    allow(&request, &[Method::GET])?;
+    match app.ask(twinshard_core::request::Request::Status, app.settings.request_timeout).await? {
+        Reply::Status(status) => Ok(json_response(StatusCode::OK, &status_json(&status))),
+        other => Err(unexpected(&other)),
+    }
+}
+
+fn status_json(status: &Status) -> Value {
+    let map = &status.map;
+    let name_of = |server| map.servers.get(&server).map(|record| record.name.to_string());
+    let mut servers: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+    for (id, record) in map.servers.iter().filter(|(_, record)| record.goal == ServerGoal::Run) {
+        let held = map.shards.values().filter(|shard| shard.placement.contains(id)).map(|shard| &*shard.name);
+        servers.insert(record.name.to_string(), held.collect());
+    }
+    let key_low = map.schema.as_ref().map(|schema| format!("{}_low", schema.key_name()));
+    let mut shards: Vec<(Key, Value)> = Vec::new();
+    for (id, record) in &map.shards {
+        let seen = status.shards.get(id);
+        let mut shard = json!({
+            "Stud_id_low": record.low.0,
+            "Shard_id": record.name,
+            "Shard_size": record.size,
+            "primary_server": seen.and_then(|seen| seen.primary).and_then(name_of),
+            "epoch": record.current.as_ref().map(|current| current.epoch.0),
+            "write_quorum": record.current.as_ref().map(|current| current.write_quorum),
+            "members": record.current.iter().flat_map(|current| &current.members)
+                .filter_map(|member| map.server_of(*member)).filter_map(name_of).collect::<Vec<_>>(),
+            "pending_epoch": record.pending.as_ref().map(|pending| pending.epoch.0),
+        });
+        if let Some(key_low) = &key_low {
+            shard[key_low] = json!(record.low.0);
+        }
+        if let Some(seen) = seen {
+            let tolerance = seen.tolerance;
+            shard["tolerance"] = json!({ "write": tolerance.write, "read": tolerance.read, "seal": tolerance.seal });
+            shard["warnings"] = json!(seen.warnings);
+            shard["replicas"] = Value::Array(replicas_json(status, *id));
+        }
+        shards.push((record.low, shard));
+    }
+    shards.sort_by_key(|(low, _)| *low);
+    let health: Map<String, Value> = status
+        .servers
+        .iter()
+        .filter_map(|(id, seen)| {
+            let record = map.servers.get(id)?;
+            let address = record.address.as_ref();
+            let value = json!({
+                "id": id.0,
+                "number": record.number,
+                "state": match seen.health {
+                    Health::Starting => "starting",
+                    Health::Up => "up",
+                    Health::Suspect => "suspect",
+                    Health::Down => "down",
+                    Health::Leaving => "leaving",
+                },
+                "silence_ms": seen.silence.map(twinshard_core::time::Duration::as_millis),
+                "respawns": seen.respawn_count,
+                "requests": seen.request_count,
+                "http": address.map(|address| &address.http),
+                "peer": address.map(|address| &address.peer),
+            });
+            Some((record.name.to_string(), value))
+        })
+        .collect();
+    let schema = map.schema.as_ref().map(|schema| {
+        let columns: Vec<&str> = schema.columns().iter().map(|column| &*column.name).collect();
+        let dtypes: Vec<String> = schema.columns().iter().map(|column| column.dtype.to_string()).collect();
+        json!({ "columns": columns, "dtypes": dtypes })
+    });
+    json!({
+        "N": servers.len(),
+        "schema": schema,
+        "shards": shards.into_iter().map(|(_, shard)| shard).collect::<Vec<_>>(),
+        "servers": servers,
+        "health": health,
+        "cluster": map.cluster.to_string(),
+        "version": status.version.0,
+    })
+}
+
+fn replicas_json(status: &Status, shard: ShardId) -> Vec<Value> {
+    let map = &status.map;
+    let Some(seen) = status.shards.get(&shard) else { return Vec::new() };
+    let reported = |replica| status.servers.values().flat_map(|server| &server.replicas).find(|status| status.replica == replica);
+    let newest = seen.replicas.keys().filter_map(|replica| reported(*replica)).map(|status| status.commit).max().unwrap_or_default();
+    seen.replicas
+        .iter()
+        .map(|(replica, (stage, server))| {
+            let member = seen.current.as_ref().is_some_and(|current| current.has(*replica));
+            let mut value = json!({
+                "replica": replica.0,
+                "server": map.servers.get(server).map(|record| &record.name),
+                "stage": match stage {
+                    ReplicaStage::Minted => "minted",
+                    ReplicaStage::Ready => "ready",
+                    ReplicaStage::Retired => "retired",
+                },
+            });
+            if let Some(status) = reported(*replica) {
+                let role = match (status.lost.is_some(), status.lead, member) {
+                    (true, ..) => "lost",
+                    (_, Some(LeadStage::Active), _) => "primary",
+                    (_, Some(LeadStage::Lame), true) => "lame",
+                    (_, Some(LeadStage::Installing | LeadStage::Installed | LeadStage::SourceFailed), _) => "installing",
+                    (_, _, true) => "backup",
+                    (_, _, false) => "learner",
+                };
+                value["role"] = json!(role);
+                value["commit"] = json!(status.commit.0);
+                value["applied"] = json!(status.applied.0);
+                value["lag"] = json!(newest.0.saturating_sub(status.applied.0));
+            }
+            value
+        })
+        .collect()
+}
+
+/// `Server12` as the course writes it.
+fn spaced(name: &str, separator: char) -> String {
+    match name.strip_prefix("Server") {
+        Some(number) if !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()) => format!("Server{separator}{number}"),
+        _ => name.to_owned(),
+    }
+}
+
+fn running(map: &ClusterMap) -> Vec<String> {
+    map.servers.values().filter(|record| record.goal == ServerGoal::Run).map(|record| spaced(&record.name, ' ')).collect()
+}
+
+fn replicas_answer(map: &ClusterMap) -> Response {
+    let names = running(map);
+    let body = json!({ "message": { "N": names.len(), "replicas": names }, "status": "successful" });
+    json_response(StatusCode::OK, &body)
+}
+
+async fn replicas(State(app): State<App>, request: Request) -> Answer {
+    allow(&request, &[Method::GET])?;
+    Ok(replicas_answer(&*app.map()?))
+}
+
+async fn add(State(app): State<App>, request: Request) -> Answer {
+    allow(&request, &[Method::POST])?;
+    let call = Call::read(request, &app.settings).await?;
+    let server_count = json::count(&call.json, "n")?;
+    let hostnames = call.json.get("hostnames").filter(|names| !names.is_null());
+    let stage_one = hostnames.is_some();
+    let servers = match (hostnames, call.json.get("servers").filter(|servers| !servers.is_null())) {
+        (Some(names), _) => {
+            let names = json::texts(names, "hostnames")?;
+            names.into_iter().map(|name| NewServer { name, shards: Vec::new() }).collect()
+        }
+        (None, Some(servers)) => json::servers(servers)?,
+        (None, None) => Vec::new(),
+    };
+    let new_shards = match call.json.get("new_shards") {
+        None | Some(Value::Null) => Vec::new(),
+        Some(shards) => {
+            let map = app.map()?;
+            let schema = map.schema.as_ref().ok_or(RequestError::NotInitialised)?;
+            json::shards(shards, schema.key_name())?
+        }
+    };
+    let bare = servers.is_empty() && new_shards.is_empty();
+    let request = twinshard_core::request::Request::Add { server_count, new_shards, servers, strict: !stage_one };
+    match app.ask(request, app.settings.admin_timeout).await? {
+        Reply::Added { .. } if stage_one || (bare && app.map()?.schema.is_none()) => Ok(replicas_answer(&*app.map()?)),
+        Reply::Added { server_count, servers } => {
+            let names: Vec<String> = servers.iter().map(|name| spaced(name, ':')).collect();
+            let list = match names.split_last() {
+                Some((last, rest)) if !rest.is_empty() => format!("{} and {last}", rest.join(", ")),
+                Some((last, _)) => last.clone(),
+                None => String::new(),
+            };
+            let body = json!({ "N": server_count, "message": format!("Add {list}"), "status": "successful" });
+            Ok(json_response(StatusCode::OK, &body))
+        }
+        other => Err(unexpected(&other)),
+    }
+}
+
+async fn remove(State(app): State<App>, request: Request) -> Answer {
+    allow(&request, &[Method::DELETE, Method::POST])?;
+    let call = Call::read(request, &app.settings).await?;
+    let server_count = json::count(&call.json, "n")?;
+    let accept_data_loss = json::flag(&call.json, "accept_data_loss")?;
+    let hostnames = call.json.get("hostnames").filter(|names| !names.is_null());
+    let map = app.map()?;
+    let capped = hostnames.is_some() || (map.schema.is_none() && call.json.get("servers").is_none());
+    let mut servers = match hostnames.or_else(|| call.json.get("servers").filter(|servers| !servers.is_null())) {
+        Some(names) => json::texts(names, if capped { "hostnames" } else { "servers" })?,
+        None => Vec::new(),
+    };
+    if capped {
+        // As /rep writes them.
+        for name in &mut servers {
+            if map.server_named(name).is_none()
+                && let Some(number) = name.strip_prefix("Server ")
+            {
+                *name = format!("Server{number}").into();
+            }
+        }
+    }
+    let request = twinshard_core::request::Request::Remove { server_count, servers, accept_data_loss, capped };
+    match app.ask(request, app.settings.admin_timeout).await? {
+        Reply::Removed { .. } if capped => Ok(replicas_answer(&*app.map()?)),
+        Reply::Removed { server_count, servers } => {
+            let body = json!({ "message": { "N": server_count, "servers": servers }, "status": "successful" });
+            Ok(json_response(StatusCode::OK, &body))
+        }
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// What stands in `call` of the key, under the schema's name or the course's.
+fn key_field<'a>(call: &'a Call, schema: &Schema) -> Result<(&'a Value, String), ApiError> {
+    let name = schema.key_name();
+    json::field(&call.json, name).map(|value| (value, name.to_owned()))
+}
+
+fn with_session(mut response: Response, seen: &BTreeMap<ShardId, LogIndex>) -> Response {
+    if let Ok(value) = HeaderValue::from_str(&json::write_session_token(seen)) {
+        response.headers_mut().insert(SESSION, value);
+    }
+    response
+}
+
+/// What a session has seen in all.
+fn merged(token: Option<&str>, seen: impl Iterator<Item = (ShardId, LogIndex)>) -> Result<BTreeMap<ShardId, LogIndex>, ApiError> {
+    let mut merged = token.map(json::session_token).transpose()?.unwrap_or_default();
+    for (shard, index) in seen {
+        let known = merged.entry(shard).or_default();
+        *known = index.max(*known);
+    }
+    Ok(merged)
+}
+
+async fn read(State(app): State<App>, request: Request) -> Answer {
+    allow(&request, &[Method::GET, Method::POST])?;
+    let lines = request.headers().get(header::ACCEPT).is_some_and(|accept| accept.as_bytes().starts_with(b"application/x-ndjson"));
+    let call = Call::read(request, &app.settings).await?;
+    let schema = app.schema()?;
+    let (value, name) = key_field(&call, &schema)?;
+    let mut range = json::range(value, &name)?;
+    let limit = json::optional_count(&call.json, "limit")?;
+    if limit.is_some_and(|limit| limit == 0 || limit > LIMIT_MAX) {
+        return Err(ApiError::invalid(format!("'limit' must be from 1 to {LIMIT_MAX}")));
+    }
+    let limit = limit.and_then(|limit| u32::try_from(limit).ok());
+    if let Some(cursor) = call.json.get("cursor").filter(|cursor| !cursor.is_null()) {
+        let cursor = json::key(cursor, "cursor")?;
+        if !range.contains(cursor) {
+            return Err(ApiError::invalid("'cursor' is not one of this range"));
+        }
+        range.low = cursor;
+    }
+    let token = call.header(SESSION)?.map(str::to_owned);
+    let consistency = json::consistency(&call.json, token.as_deref())?;
+    let format = Format { schema, versions: json::flag(&call.json, "versions")?, lines };
+
+    let map = app.map()?;
+    let deadline = Instant::now() + app.settings.request_timeout;
+    let first = page(&app, range, limit, &consistency, deadline).await?;
+    let seen = merged(token.as_deref(), first.seen.iter().map(|(shard, index)| (*shard, *index)))?;
+    let names = first.shards_queried.clone();
+    let stale = (consistency == Consistency::Stale).then(|| {
+        let by_name = |values: Vec<(ShardId, u64)>| -> Map<String, Value> {
+            values.into_iter().filter_map(|(shard, value)| Some((map.shards.get(&shard)?.name.to_string(), json!(value)))).collect()
+        };
+        let index = by_name(first.seen.iter().map(|(shard, index)| (*shard, index.0)).collect());
+        json!({ "index": index, "lag": by_name(first.lag.iter().map(|(shard, lag)| (*shard, *lag)).collect()) })
+    });
+    let mut head = Vec::new();
+    if !lines {
+        head.extend_from_slice(b"{\"shards_queried\":");
+        head.extend_from_slice(json!(names).to_string().as_bytes());
+        head.extend_from_slice(b",\"data\":[");
+    }
+    let tail = move |next: Option<Key>| {
+        let mut tail = Map::new();
+        if lines {
+            tail.insert("shards_queried".to_owned(), json!(names));
+        }
+        if let Some(next) = next {
+            tail.insert("next_cursor".to_owned(), json!(next.0.to_string()));
+        }
+        if let Some(Value::Object(stale)) = &stale {
+            tail.extend(stale.clone());
+        }
+        tail.insert("status".to_owned(), json!("success"));
+        let tail = Value::Object(tail).to_string();
+        if lines { format!("{tail}\n").into_bytes() } else { format!("],{}", &tail[1..]).into_bytes() }
+    };
+    let first = std::sync::Mutex::new(Some(Section { head, first: Page { rows: first.rows, next: first.next } }));
+    let fetch = move |want: Want| {
+        let begun = match &want {
+            Want::Section(_) => first.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take(),
+            Want::Page { .. } => None,
+        };
+        let (app, consistency) = (app.clone(), consistency.clone());
+        async move {
+            match (want, begun) {
+                (_, Some(section)) => Ok(Got::Section(section)),
+                (Want::Page { from, left, .. }, None) => {
+                    let range = KeyRange { low: from, high: range.high };
+                    // Each page has its own deadline: a large answer takes as long as its client reads.
+                    let deadline = Instant::now() + app.settings.request_timeout;
+                    let rows = page(&app, range, left, &consistency, deadline).await?;
+                    Ok(Got::Page(Page { rows: rows.rows, next: rows.next }))
+                }
+                (Want::Section(_), None) => Err(ApiError::invalid("there is one section")),
+            }
+        }
+    };
+    let response = stream::answer(format, 1, limit, fetch, tail).await?;
+    Ok(with_session(response, &seen))
+}
+
+async fn page(app: &App, range: KeyRange, left: Option<u32>, consistency: &Consistency, deadline: Instant) -> Result<Rows, ApiError> {
+    let limit = left.unwrap_or(u32::MAX).min(app.settings.page_rows);
+    let request = twinshard_core::request::Request::Read { range, limit, consistency: consistency.clone() };
+    match app.ask(request, deadline.saturating_duration_since(Instant::now())).await? {
+        Reply::Rows(rows) => Ok(*rows),
+        other => Err(unexpected(&other)),
+    }
+}
+
+async fn read_server(State(app): State<App>, Path(server): Path<String>, request: Request) -> Answer {
+    allow(&request, &[Method::GET])?;
+    let server: Box<str> = server.into();
+    let ask = |app: App, server: Box<str>, shard: Option<Box<str>>, from: Key| async move {
+        let range = KeyRange { low: from, high: KeyRange::ALL.high };
+        let request = twinshard_core::request::Request::ReadServer { server, shard, range, limit: app.settings.page_rows };
+        match app.ask(request, app.settings.request_timeout).await? {
+            Reply::ServerRows { shards, rows, next } => Ok((shards, Page { rows, next })),
+            other => Err(unexpected(&other)),
+        }
+    };
+    let (shards, _) = ask(app.clone(), server.clone(), None, KeyRange::ALL.low).await?;
+    let schema = app.map()?.schema.clone().map(Arc::new);
+    let Some(schema) = schema else { return Ok(json_response(StatusCode::OK, &json!({ "status": "success" }))) };
+    let format = Format { schema, versions: false, lines: false };
+    let count = shards.len();
+    let fetch = move |want: Want| {
+        let (section, from) = match want {
+            Want::Section(section) => (section, KeyRange::ALL.low),
+            Want::Page { section, from, .. } => (section, from),
+        };
+        let begins = matches!(want, Want::Section(_));
+        let name = shards[section].clone();
+        let asked = ask(app.clone(), server.clone(), Some(name.clone()), from);
+        async move {
+            let (_, page) = asked.await?;
+            Ok(if begins { Got::Section(Section { head: section_head(&name, section), first: page }) } else { Got::Page(page) })
+        }
+    };
+    stream::answer(format, count, None, fetch, move |_| sections_tail(count)).await
+}
+
+/// What stands before the rows of a shard in an answer of several.
+pub(super) fn section_head(name: &str, section: usize) -> Vec<u8> {
+    let mut head = if section == 0 { b"{".to_vec() } else { b"],".to_vec() };
+    json::write_text(name, &mut head);
+    head.extend_from_slice(b":[");
+    head
+}
+
+/// What stands after the last.
+pub(super) fn sections_tail(count: usize) -> Vec<u8> {
+    if count == 0 { b"{\"status\":\"success\"}".to_vec() } else { b"],\"status\":\"success\"}".to_vec() }
+}
+
+/// The client's own key, with a hash of what it asks.
+pub(super) fn idempotency(call: &Call) -> Result<Option<Idempotency>, ApiError> {
+    let Some(key) = call.header("idempotency-key")? else { return Ok(None) };
+    if key.is_empty() || key.len() > IDEMPOTENCY_KEY_BYTES_MAX || key.starts_with('~') {
+        let words = format!("The Idempotency-Key must have 1 to {IDEMPOTENCY_KEY_BYTES_MAX} characters and not begin with '~'");
+        return Err(ApiError::new(StatusCode::BAD_REQUEST, "bad-header", words));
+    }
+    let mut hash = Sha256::new();
+    for part in [call.method.as_str().as_bytes(), b"\0", call.path.as_bytes(), b"\0", &call.body] {
+        hash.update(part);
+    }
+    let hash = hash.finalize();
+    let mut body_hash = [0; 16];
+    body_hash.copy_from_slice(&hash[..16]);
+    Ok(Some(Idempotency { key: key.into(), body_hash: u128::from_le_bytes(body_hash) }))
+}
+
+/// Inserts of rows; what they do on conflict is filled in by the machine where the request does not say.
+pub(super) fn inserts(rows: Vec<Row>, on_conflict: Option<OnConflict>) -> Vec<Operation> {
+    let on_conflict = on_conflict.unwrap_or_default();
+    rows.into_iter().map(|row| Operation::Insert { row, on_conflict }).collect()
+}
+
+async fn execute(app: &App, call: &Call, operations: Vec<Operation>, on_conflict: Option<OnConflict>, message: String) -> Answer {
+    let idempotency = idempotency(call)?;
+    let request = twinshard_core::request::Request::Write { operations, on_conflict, idempotency };
+    let Written { seen, skipped_count, .. } = match app.ask(request, app.settings.request_timeout).await? {
+        Reply::Written(written) => written,
+        other => return Err(unexpected(&other)),
+    };
+    let mut body = json!({ "message": message, "status": "success" });
+    if skipped_count > 0 {
+        body["skipped"] = json!(skipped_count);
+    }
+    let seen = merged(call.header(SESSION)?, seen.into_iter().map(|(shard, position)| (shard, position.index)))?;
+    Ok(with_session(json_response(StatusCode::OK, &body), &seen))
+}
+
+async fn write(State(app): State<App>, request: Request) -> Answer {
+    allow(&request, &[Method::POST])?;
+    let call = Call::read(request, &app.settings).await?;
+    let schema = app.schema()?;
+    let rows = json::rows(&schema, &call.json, app.settings.rows_max)?;
+    let on_conflict = json::on_conflict(&call.json)?;
+    let message = format!("{} Data entries added", rows.len());
+    let operations = inserts(rows, on_conflict);
+    execute(&app, &call, operations, on_conflict, message).await
+}
+
+async fn update(State(app): State<App>, request: Request) -> Answer {
+    allow(&request, &[Method::PUT])?;
+    let call = Call::read(request, &app.settings).await?;
+    let schema = app.schema()?;
+    let (value, name) = key_field(&call, &schema)?;
+    let key = json::key(value, &name)?;
+    let set = json::changes(&schema, key, json::field(&call.json, "data")?)?;
+    let message = format!("Data entry for {name}: {key} updated");
+    execute(&app, &call, vec![Operation::Update { key, set }], None, message).await
+}
+
+async fn delete(State(app): State<App>, request: Request) -> Answer {
+    allow(&request, &[Method::DELETE])?;
+    let call = Call::read(request, &app.settings).await?;
+    let schema = app.schema()?;
+    let (value, name) = key_field(&call, &schema)?;
+    let key = json::key(value, &name)?;
+    let message = format!("Data entry with {name}:{key} removed from all replicas");
+    execute(&app, &call, vec![Operation::Delete { key }], None, message).await
+}
+
+async fn primary(State(app): State<App>, request: Request) -> Answer {
+    allow(&request, &[Method::GET, Method::POST, Method::PUT])?;
+    let call = Call::read(request, &app.settings).await?;
+    let named = ["shard", "Shard_id", "shard_id"].iter().find_map(|name| call.json.get(name));
+    let query = call.parts.uri.query().unwrap_or_default();
+    let queried = query.split('&').find_map(|pair| pair.strip_prefix("shard="));
+    let shard: Box<str> = match (named, queried) {
+        (Some(name), _) => json::text(name, "shard")?.into(),
+        (None, Some(name)) => name.into(),
+        (None, None) => return Err(ApiError::invalid("'shard' is missing")),
+    };
+    let change = call.method != Method::GET;
+    let request = twinshard_core::request::Request::Primary { shard: shard.clone(), change };
+    match app.ask(request, app.settings.request_timeout).await? {
+        Reply::Primary { server, epoch } => {
+            let body = json!({
+                "primary_server": server,
+                "primary-elect": server,
+                "server_id": server,
+                "shard": shard,
+                "epoch": epoch.0,
+                "message": "Primary server elected",
+                "status": "successful",
+            });
+            Ok(json_response(StatusCode::OK, &body))
+        }
+        other => Err(unexpected(&other)),
+    }
+}
+
+async fn home(State(app): State<App>, request: Request) -> Answer {
+    allow(&request, &[Method::GET])?;
+    // Six digits, spread by the time since the start: which server answers is no secret and decides nothing.
+    let nanoseconds = app.started.elapsed().as_nanos();
+    let request_id = 100_000 + u64::try_from(nanoseconds / 100 % 900_000).unwrap_or(0);
+    match app.ask(twinshard_core::request::Request::PickServer { request_id }, app.settings.request_timeout).await? {
+        Reply::Server { number, .. } => {
+            let body = json!({ "message": format!("Hello from Server: {number}"), "status": "successful" });
+            Ok(json_response(StatusCode::OK, &body))
+        }
+        other => Err(unexpected(&other)),
+    }
+}

@@ -1,0 +1,136 @@
+//! Every refusal as JSON: `message`, `status`, `code`, `applied`, `retryable`, `hint` (API.md).
+
+use axum::{
+    http::{HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use serde_json::{Map, Value, json};
+use twinshard_core::request::{Applied, ErrorKind, RequestError};
+
+/// An answer that says no.
+#[derive(Clone, Debug)]
+pub struct ApiError {
+    status: StatusCode,
+    code: &'static str,
+    /// With its `<Error>`.
+    message: String,
+    applied: Applied,
+    retryable: bool,
+    shards: Option<Value>,
+}
+
+impl ApiError {
+    /// A refusal that applied nothing and that the same request will meet again.
+    #[must_use]
+    pub fn new(status: StatusCode, code: &'static str, words: impl AsRef<str>) -> Self {
+        let message = format!("<Error> {}", words.as_ref());
+        Self { status, code, message, applied: Applied::No, retryable: false, shards: None }
+    }
+
+    /// 400.
+    #[must_use]
+    pub fn invalid(words: impl AsRef<str>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "invalid-request", words)
+    }
+
+    /// 400 with the words as they are.
+    #[must_use]
+    pub fn verbatim(code: &'static str, words: &str) -> Self {
+        Self { message: words.to_owned(), ..Self::new(StatusCode::BAD_REQUEST, code, "") }
+    }
+
+    /// 503: nothing was applied, ask again.
+    #[must_use]
+    pub fn overloaded() -> Self {
+        RequestError::Overloaded.into()
+    }
+
+    fn hint(&self) -> &'static str {
+        match self.code {
+            "not-initialised" => "POST /init first",
+            "already-initialised" => "GET /status shows the cluster; remove all servers with /rm to set it up anew",
+            "key-out-of-range" => "GET /status lists the shards and their ranges; POST /add adds one",
+            "key-exists" => "use PUT /update, or on_conflict replace or skip",
+            "no-such-row" => "POST /write adds it",
+            "idempotency-key-reused" => "use a new Idempotency-Key for a new request",
+            "overloaded" => "wait as Retry-After says, then ask again",
+            "shard-unavailable" | "no-server" | "register-unavailable" => "GET /status shows what is down; ask again",
+            "outcome-unknown" => "it may have been applied or still may, at most once: read, or repeat it with the same Idempotency-Key",
+            "still-changing" => "ask the same again to wait for the end",
+            "parts-differ" => "`shards` says what became of each shard's part; repeat the parts that were not applied",
+            "cluster-owned" => "POST /init or /add at the balancer",
+            "method-not-allowed" => "see the message for the methods of this path",
+            "body-too-large" | "too-many-rows" => "send it in several requests",
+            "forbidden-host" | "forbidden-origin" => "web pages may not use this API",
+            _ => "correct the request; nothing was changed",
+        }
+    }
+}
+
+impl From<RequestError> for ApiError {
+    fn from(error: RequestError) -> Self {
+        let status = match error.kind() {
+            ErrorKind::Invalid => StatusCode::BAD_REQUEST,
+            ErrorKind::NotFound => StatusCode::NOT_FOUND,
+            ErrorKind::Conflict => StatusCode::CONFLICT,
+            ErrorKind::Mismatch => StatusCode::UNPROCESSABLE_ENTITY,
+            ErrorKind::Overloaded | ErrorKind::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+            ErrorKind::Timeout => StatusCode::GATEWAY_TIMEOUT,
+        };
+        let shards = match &error {
+            RequestError::Parts(parts) => {
+                let parts: Map<String, Value> = parts
+                    .iter()
+                    .map(|(name, part)| {
+                        let mut value = json!({ "applied": applied_name(part.applied) });
+                        if let Some(error) = &part.error {
+                            value["message"] = json!(format!("<Error> {error}"));
+                            value["code"] = json!(error.code());
+                        }
+                        (name.to_string(), value)
+                    })
+                    .collect();
+                Some(Value::Object(parts))
+            }
+            _ => None,
+        };
+        Self {
+            status,
+            code: error.code(),
+            message: format!("<Error> {error}"),
+            applied: error.applied(),
+            retryable: error.retryable(),
+            shards,
+        }
+    }
+}
+
+fn applied_name(applied: Applied) -> &'static str {
+    match applied {
+        Applied::No => "no",
+        Applied::Yes => "yes",
+        Applied::Partial => "partial",
+        Applied::Unknown => "unknown",
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let mut body = json!({
+            "message": self.message,
+            "status": "failure",
+            "code": self.code,
+            "applied": applied_name(self.applied),
+            "retryable": self.retryable,
+            "hint": self.hint(),
+        });
+        if let Some(shards) = self.shards {
+            body["shards"] = shards;
+        }
+        let mut response = super::json_response(self.status, &body);
+        if self.status == StatusCode::SERVICE_UNAVAILABLE {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        response
+    }
+}

@@ -1,0 +1,302 @@
+//! JSON to checked values and rows to JSON. Errors name the row and the column.
+
+use super::error::ApiError;
+use axum::http::StatusCode;
+use serde_json::{Map, Value as Json};
+use std::{collections::BTreeMap, fmt::Write};
+use twinshard_core::{
+    command::OnConflict,
+    id::{LogIndex, ShardId},
+    request::{Consistency, NewServer, NewShard},
+    schema::{Column, ColumnType, Schema},
+    value::{Finite, Key, KeyRange, Row, StoredRow, TEXT_BYTES_MAX, Value},
+};
+
+/// A field that must be there.
+pub(super) fn field<'a>(json: &'a Json, name: &str) -> Result<&'a Json, ApiError> {
+    match json.get(name) {
+        Some(Json::Null) | None => Err(ApiError::invalid(format!("'{name}' is missing"))),
+        Some(value) => Ok(value),
+    }
+}
+
+/// A whole number, given as a number or as a string of one.
+fn integer(value: &Json) -> Option<i64> {
+    match value {
+        Json::Number(number) => number.as_i64(),
+        Json::String(text) => text.trim().parse().ok(),
+        _ => None,
+    }
+}
+
+/// A key: a whole number, also as a string (API.md).
+pub(super) fn key(value: &Json, name: &str) -> Result<Key, ApiError> {
+    integer(value).map(Key).ok_or_else(|| ApiError::invalid(format!("'{name}' must be a whole number of 64 bits, not {}", short(value))))
+}
+
+/// A count that must be there.
+pub(super) fn count(json: &Json, name: &str) -> Result<u64, ApiError> {
+    let value = field(json, name)?;
+    integer(value)
+        .and_then(|number| u64::try_from(number).ok())
+        .ok_or_else(|| ApiError::invalid(format!("'{name}' must be a whole number of at least 0, not {}", short(value))))
+}
+
+/// A count that may be left out.
+pub(super) fn optional_count(json: &Json, name: &str) -> Result<Option<u64>, ApiError> {
+    if json.get(name).is_none_or(Json::is_null) { Ok(None) } else { count(json, name).map(Some) }
+}
+
+/// A flag that may be left out.
+pub(super) fn flag(json: &Json, name: &str) -> Result<bool, ApiError> {
+    match json.get(name) {
+        None | Some(Json::Null) => Ok(false),
+        Some(Json::Bool(flag)) => Ok(*flag),
+        Some(other) => Err(ApiError::invalid(format!("'{name}' must be true or false, not {}", short(other)))),
+    }
+}
+
+pub(super) fn text<'a>(value: &'a Json, name: &str) -> Result<&'a str, ApiError> {
+    value.as_str().ok_or_else(|| ApiError::invalid(format!("'{name}' must be a string, not {}", short(value))))
+}
+
+fn list<'a>(value: &'a Json, name: &str) -> Result<&'a [Json], ApiError> {
+    value.as_array().map(Vec::as_slice).ok_or_else(|| ApiError::invalid(format!("'{name}' must be a list, not {}", short(value))))
+}
+
+fn object<'a>(value: &'a Json, name: &str) -> Result<&'a Map<String, Json>, ApiError> {
+    value.as_object().ok_or_else(|| ApiError::invalid(format!("'{name}' must be an object, not {}", short(value))))
+}
+
+/// A list of strings.
+pub(super) fn texts(value: &Json, name: &str) -> Result<Vec<Box<str>>, ApiError> {
+    list(value, name)?.iter().map(|item| text(item, name).map(Into::into)).collect()
+}
+
+/// A value as an error shows it.
+fn short(value: &Json) -> String {
+    let mut words = value.to_string();
+    if words.len() > 60 {
+        let end = (0..=57).rev().find(|end| words.is_char_boundary(*end)).unwrap_or(0);
+        words.truncate(end);
+        words.push_str("...");
+    }
+    words
+}
+
+/// `{"columns": [..], "dtypes": [..]}`.
+pub(super) fn schema(value: &Json) -> Result<Schema, ApiError> {
+    let names = texts(field(value, "columns")?, "columns")?;
+    let dtypes = texts(field(value, "dtypes")?, "dtypes")?;
+    if names.len() != dtypes.len() {
+        return Err(ApiError::invalid(format!("{} columns but {} dtypes", names.len(), dtypes.len())));
+    }
+    let mut columns = Vec::new();
+    for (name, dtype) in names.into_iter().zip(dtypes) {
+        let dtype = ColumnType::parse(&dtype)
+            .ok_or_else(|| ApiError::invalid(format!("'{dtype}' is no dtype: use Number, String, Float or Boolean")))?;
+        columns.push(Column { name, dtype });
+    }
+    Schema::new(columns).map_err(|error| ApiError::invalid(error.to_string()))
+}
+
+/// Shards of /init and /add. The first key comes as `Stud_id_low` or as `<key>_low`.
+pub(super) fn shards(value: &Json, key_name: &str) -> Result<Vec<NewShard>, ApiError> {
+    let own = format!("{key_name}_low");
+    let mut shards = Vec::new();
+    for item in list(value, "shards")? {
+        let low = item.get(&own).or_else(|| item.get("Stud_id_low"));
+        let low = low.ok_or_else(|| ApiError::invalid(format!("A shard lacks '{own}'")))?;
+        let Key(low) = key(low, &own)?;
+        let Key(size) = key(field(item, "Shard_size")?, "Shard_size")?;
+        shards.push(NewShard { name: text(field(item, "Shard_id")?, "Shard_id")?.into(), low, size });
+    }
+    Ok(shards)
+}
+
+/// `{"Server0": ["sh1", ..], ..}`, in the order given.
+pub(super) fn servers(value: &Json) -> Result<Vec<NewServer>, ApiError> {
+    object(value, "servers")?
+        .iter()
+        .map(|(name, shards)| {
+            let shards = if shards.is_null() { Vec::new() } else { texts(shards, name)? };
+            Ok(NewServer { name: name.as_str().into(), shards })
+        })
+        .collect()
+}
+
+/// `replace`, `error` or `skip`.
+pub(super) fn on_conflict(json: &Json) -> Result<Option<OnConflict>, ApiError> {
+    match json.get("on_conflict") {
+        None | Some(Json::Null) => Ok(None),
+        Some(value) => match value.as_str() {
+            Some("replace") => Ok(Some(OnConflict::Replace)),
+            Some("error") => Ok(Some(OnConflict::Error)),
+            Some("skip") => Ok(Some(OnConflict::Skip)),
+            _ => Err(ApiError::invalid(format!("'on_conflict' must be replace, error or skip, not {}", short(value)))),
+        },
+    }
+}
+
+/// `{"low": .., "high": ..}`, or one key for a range of one.
+pub(super) fn range(value: &Json, name: &str) -> Result<KeyRange, ApiError> {
+    if let Json::Object(_) = value {
+        let low = key(field(value, "low")?, "low")?;
+        let high = key(field(value, "high")?, "high")?;
+        if low > high {
+            return Err(ApiError::invalid(format!("low ({low}) is greater than high ({high})")));
+        }
+        return Ok(KeyRange { low, high });
+    }
+    key(value, name).map(KeyRange::one)
+}
+
+/// What a read must have seen, with the session's token where it wants one.
+pub(super) fn consistency(json: &Json, token: Option<&str>) -> Result<Consistency, ApiError> {
+    match json.get("consistency").filter(|value| !value.is_null()).map(|value| text(value, "consistency")).transpose()? {
+        None | Some("linearizable") => Ok(Consistency::Linearizable),
+        Some("stale") => Ok(Consistency::Stale),
+        Some("session") => Ok(Consistency::Session(token.map(session_token).transpose()?.unwrap_or_default())),
+        Some(other) => Err(ApiError::invalid(format!("'consistency' must be linearizable, session or stale, not '{other}'"))),
+    }
+}
+
+/// Reads a session token: `shard:index` pairs.
+pub(super) fn session_token(token: &str) -> Result<BTreeMap<ShardId, LogIndex>, ApiError> {
+    let bad = || ApiError::new(StatusCode::BAD_REQUEST, "bad-session", "The Twinshard-Session header is not one that this cluster gave");
+    let mut seen = BTreeMap::new();
+    for pair in token.split(',').filter(|pair| !pair.is_empty()) {
+        let (shard, index) = pair.split_once(':').ok_or_else(bad)?;
+        let shard = ShardId(shard.trim().parse().map_err(|_| bad())?);
+        seen.insert(shard, LogIndex(index.trim().parse().map_err(|_| bad())?));
+    }
+    Ok(seen)
+}
+
+/// Writes a session token.
+pub(super) fn write_session_token(seen: &BTreeMap<ShardId, LogIndex>) -> String {
+    let pairs: Vec<String> = seen.iter().map(|(shard, index)| format!("{}:{}", shard.0, index.0)).collect();
+    pairs.join(",")
+}
+
+/// A value of a column, kept as it was given.
+fn value(column: &Column, json: &Json) -> Result<Value, String> {
+    let wrong = || Err(format!("must be a {}, not {}", column.dtype, short(json)));
+    let value = match json {
+        Json::Bool(value) => Value::Boolean(*value),
+        Json::String(text) if text.len() > TEXT_BYTES_MAX => return Err(format!("is longer than {TEXT_BYTES_MAX} bytes")),
+        Json::String(text) => Value::Text(text.as_str().into()),
+        Json::Number(number) => match (number.as_i64(), number.as_f64().and_then(Finite::new)) {
+            (Some(integer), _) => Value::Integer(integer),
+            (None, _) if number.is_u64() => return Err(format!("{number} is beyond 64 bits")),
+            (None, Some(decimal)) => Value::Decimal(decimal),
+            (None, None) => return wrong(),
+        },
+        Json::Null | Json::Array(_) | Json::Object(_) => return wrong(),
+    };
+    if column.dtype.admits(&value) { Ok(value) } else { wrong() }
+}
+
+/// One row of a write; `number` counts from 1 and names it in errors.
+pub(super) fn row(schema: &Schema, json: &Json, number: usize) -> Result<Row, ApiError> {
+    let bad = |words: String| ApiError::new(StatusCode::BAD_REQUEST, "bad-row", format!("Row {number}: {words}"));
+    let fields = json.as_object().ok_or_else(|| bad(format!("must be an object, not {}", short(json))))?;
+    let name = schema.key_name();
+    let given = fields.get(name).ok_or_else(|| bad(format!("column '{name}' is missing")))?;
+    let row_key = integer(given).ok_or_else(|| bad(format!("column '{name}' must be a whole number of 64 bits, not {}", short(given))))?;
+    let mut values = Vec::with_capacity(schema.value_columns().len());
+    for column in schema.value_columns() {
+        let given = fields.get(&*column.name).ok_or_else(|| bad(format!("column '{}' is missing", column.name)))?;
+        values.push(value(column, given).map_err(|words| bad(format!("column '{}' {words}", column.name)))?);
+    }
+    if fields.len() > schema.columns().len() {
+        let unknown = fields.keys().find(|name| schema.columns().iter().all(|column| &*column.name != name.as_str()));
+        return Err(bad(format!("column '{}' is not in the schema", unknown.map_or("?", String::as_str))));
+    }
+    Ok(Row { key: Key(row_key), values })
+}
+
+/// The rows of a write.
+pub(super) fn rows(schema: &Schema, json: &Json, rows_max: usize) -> Result<Vec<Row>, ApiError> {
+    let items = list(field(json, "data")?, "data")?;
+    if items.len() > rows_max {
+        let words = format!("{} rows are more than the {rows_max} allowed in one request", items.len());
+        return Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "too-many-rows", words));
+    }
+    items.iter().enumerate().map(|(place, item)| row(schema, item, place + 1)).collect()
+}
+
+/// The columns that an update sets, by place. The key may stand among them if it is the same.
+pub(super) fn changes(schema: &Schema, key_of_row: Key, json: &Json) -> Result<Vec<(u16, Value)>, ApiError> {
+    let bad = |words: String| ApiError::new(StatusCode::BAD_REQUEST, "bad-row", words);
+    let mut set = BTreeMap::new();
+    for (name, given) in object(json, "data")? {
+        if name == schema.key_name() {
+            if integer(given) != Some(key_of_row.0) {
+                return Err(ApiError::verbatim("key-mismatch", "<ERROR> Student ID does not match!"));
+            }
+            continue;
+        }
+        let place = schema.value_columns().iter().position(|column| *column.name == **name);
+        let Some((place, column)) = place.and_then(|place| Some((u16::try_from(place).ok()?, &schema.value_columns()[place]))) else {
+            return Err(bad(format!("Column '{name}' is not in the schema")));
+        };
+        set.insert(place, value(column, given).map_err(|words| bad(format!("Column '{name}' {words}")))?);
+    }
+    Ok(set.into_iter().collect())
+}
+
+/// Writes one row as JSON, exactly the schema's columns, and its version under a name that no column can have.
+pub(super) fn write_row(schema: &Schema, stored: &StoredRow, versions: bool, out: &mut Vec<u8>) {
+    out.extend_from_slice(b"{");
+    name(schema.key_name(), out);
+    out.extend_from_slice(stored.row.key.0.to_string().as_bytes());
+    for (column, value) in schema.value_columns().iter().zip(&stored.row.values) {
+        out.push(b',');
+        name(&column.name, out);
+        write_value(value, out);
+    }
+    if versions {
+        let version = stored.version;
+        out.extend_from_slice(format!(",\"$version\":\"{}.{}\"", version.epoch.0, version.index.0).as_bytes());
+    }
+    out.push(b'}');
+}
+
+/// A column's name needs no escaping.
+fn name(name: &str, out: &mut Vec<u8>) {
+    out.push(b'"');
+    out.extend_from_slice(name.as_bytes());
+    out.extend_from_slice(b"\":");
+}
+
+pub(super) fn write_value(value: &Value, out: &mut Vec<u8>) {
+    match value {
+        Value::Integer(value) => out.extend_from_slice(value.to_string().as_bytes()),
+        Value::Boolean(value) => out.extend_from_slice(if *value { b"true" } else { b"false" }),
+        Value::Decimal(value) => out.extend_from_slice(Json::from(value.as_f64()).to_string().as_bytes()),
+        Value::Text(text) => write_text(text, out),
+    }
+}
+
+/// Text with what JSON wants escaped (RFC 8259, section 7).
+pub(super) fn write_text(text: &str, out: &mut Vec<u8>) {
+    out.push(b'"');
+    for character in text.chars() {
+        match character {
+            '"' => out.extend_from_slice(b"\\\""),
+            '\\' => out.extend_from_slice(b"\\\\"),
+            '\n' => out.extend_from_slice(b"\\n"),
+            '\r' => out.extend_from_slice(b"\\r"),
+            '\t' => out.extend_from_slice(b"\\t"),
+            control if u32::from(control) < 0x20 => {
+                let mut escape = String::new();
+                // Writing to a String cannot fail.
+                let _ = write!(escape, "\\u{:04x}", u32::from(control));
+                out.extend_from_slice(escape.as_bytes());
+            }
+            other => out.extend_from_slice(other.encode_utf8(&mut [0; 4]).as_bytes()),
+        }
+    }
+    out.push(b'"');
+}

@@ -1,0 +1,337 @@
+//! A server's own endpoints, for people and tools (API.md).
+
+use super::{
+    Call, HttpSettings, allow,
+    balancer::{idempotency, inserts, section_head, sections_tail},
+    bytes_response,
+    error::ApiError,
+    guard::{Guard, guard},
+    json, json_response,
+    stream::{self, Format, Got, Page, Section, Want},
+};
+use crate::handle::{BalancerHandle, ServerHandle};
+use axum::{
+    Router,
+    body::Bytes,
+    extract::{Request, State},
+    http::{Method, StatusCode},
+    middleware,
+    response::{IntoResponse, Response},
+    routing::any,
+};
+use serde_json::{Value, json};
+use std::sync::Arc;
+use twinshard_core::{
+    command::{Command, Entry, OnConflict, Operation, Verdict},
+    id::LogIndex,
+    map::ClusterMap,
+    request::{Consistency, NewServer, NewShard, Reply, RequestError, ServerReply, ServerRequest},
+    schema::Schema,
+    value::{Key, KeyRange},
+};
+
+/// Entries of one piece of the log.
+const LOG_ENTRIES: u32 = 1_024;
+
+/// Who a server is to people.
+#[derive(Clone, Debug)]
+pub struct ServerIdentity {
+    /// Its name.
+    pub name: String,
+    /// Its number for /home.
+    pub number: u64,
+    /// The balancer in its own process, if it is a server on its own: /config sets that one up.
+    pub standalone: Option<BalancerHandle>,
+}
+
+#[derive(Clone)]
+struct App {
+    handle: ServerHandle,
+    identity: Arc<ServerIdentity>,
+    settings: Arc<HttpSettings>,
+}
+
+/// The router of a server.
+#[must_use]
+pub fn router(handle: ServerHandle, identity: ServerIdentity, settings: HttpSettings) -> Router {
+    let guarded = Guard::new(&settings);
+    let app = App { handle, identity: Arc::new(identity), settings: Arc::new(settings) };
+    Router::new()
+        .route("/heartbeat", any(heartbeat))
+        .route("/home", any(home))
+        .route("/copy", any(copy))
+        .route("/read", any(read))
+        .route("/write", any(write))
+        .route("/update", any(update))
+        .route("/del", any(delete))
+        .route("/config", any(config))
+        .route("/get_wal", any(log))
+        .route("/get_wal_count", any(log_count))
+        .fallback(unknown)
+        .with_state(app)
+        .layer(middleware::from_fn_with_state(guarded, guard))
+}
+
+type Answer = Result<Response, ApiError>;
+
+impl App {
+    async fn ask(&self, request: ServerRequest) -> Result<ServerReply, ApiError> {
+        match self.handle.ask(request, self.settings.request_timeout).await {
+            ServerReply::Failed(error) => Err(error.into()),
+            reply => Ok(reply),
+        }
+    }
+
+    fn map(&self) -> Result<Arc<ClusterMap>, ApiError> {
+        self.handle.map().map(|(_, map)| map).ok_or_else(|| RequestError::NotInitialised.into())
+    }
+
+    fn schema(&self) -> Result<Arc<Schema>, ApiError> {
+        self.map()?.schema.clone().map(Arc::new).ok_or_else(|| RequestError::NotInitialised.into())
+    }
+
+    async fn page(&self, shard: &str, range: KeyRange, consistency: Consistency) -> Result<Page, ApiError> {
+        let request = ServerRequest::Read { shard: shard.into(), range, limit: self.settings.page_rows, consistency };
+        match self.ask(request).await? {
+            ServerReply::Rows { rows, next, .. } => Ok(Page { rows, next }),
+            other => Err(unexpected(&other)),
+        }
+    }
+}
+
+fn unexpected(reply: &ServerReply) -> ApiError {
+    tracing::error!(?reply, "the machine's answer is of another kind than the request");
+    ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "The answer is of another kind than the request")
+}
+
+async fn unknown(request: Request) -> Response {
+    let words = format!("'{}' endpoint does not exist", request.uri().path());
+    ApiError::new(StatusCode::NOT_FOUND, "no-such-endpoint", words).into_response()
+}
+
+async fn heartbeat(request: Request) -> Answer {
+    allow(&request, &[Method::GET])?;
+    Ok(bytes_response(StatusCode::OK, Bytes::new(), "text/plain"))
+}
+
+async fn home(State(app): State<App>, request: Request) -> Answer {
+    allow(&request, &[Method::GET])?;
+    let message = format!("Hello from Server: {}", app.identity.number);
+    Ok(json_response(StatusCode::OK, &json!({ "message": message, "status": "successful" })))
+}
+
+fn shard_name(call: &Call) -> Result<Box<str>, ApiError> {
+    Ok(json::text(json::field(&call.json, "shard")?, "shard")?.into())
+}
+
+async fn copy(State(app): State<App>, request: Request) -> Answer {
+    allow(&request, &[Method::GET])?;
+    let call = Call::read(request, &app.settings).await?;
+    let shards = json::texts(json::field(&call.json, "shards")?, "shards")?;
+    let format = Format { schema: app.schema()?, versions: false, lines: false };
+    let count = shards.len();
+    let fetch = move |want: Want| {
+        let (section, from) = match want {
+            Want::Section(section) => (section, KeyRange::ALL.low),
+            Want::Page { section, from, .. } => (section, from),
+        };
+        let begins = matches!(want, Want::Section(_));
+        let (app, name) = (app.clone(), shards[section].clone());
+        async move {
+            let page = app.page(&name, KeyRange { low: from, high: KeyRange::ALL.high }, Consistency::Stale).await?;
+            Ok(if begins { Got::Section(Section { head: section_head(&name, section), first: page }) } else { Got::Page(page) })
+        }
+    };
+    stream::answer(format, count, None, fetch, move |_| sections_tail(count)).await
+}
+
+async fn read(State(app): State<App>, request: Request) -> Answer {
+    allow(&request, &[Method::GET, Method::POST])?;
+    let call = Call::read(request, &app.settings).await?;
+    let shard = shard_name(&call)?;
+    let schema = app.schema()?;
+    let name = schema.key_name().to_owned();
+    let range = json::range(json::field(&call.json, &name)?, &name)?;
+    let consistency = json::consistency(&call.json, call.header("twinshard-session")?)?;
+    let format = Format { schema, versions: json::flag(&call.json, "versions")?, lines: false };
+    let fetch = move |want: Want| {
+        let from = match want {
+            Want::Section(_) => None,
+            Want::Page { from, .. } => Some(from),
+        };
+        let (app, shard, consistency) = (app.clone(), shard.clone(), consistency.clone());
+        async move {
+            let page = app.page(&shard, KeyRange { low: from.unwrap_or(range.low), high: range.high }, consistency).await?;
+            Ok(if from.is_none() { Got::Section(Section { head: b"{\"data\":[".to_vec(), first: page }) } else { Got::Page(page) })
+        }
+    };
+    stream::answer(format, 1, None, fetch, |_| b"],\"status\":\"success\"}".to_vec()).await
+}
+
+/// Applies operations through the replicated log; the last applied index of the shard.
+async fn execute(app: &App, call: &Call, operations: Vec<Operation>) -> Result<LogIndex, ApiError> {
+    let request = ServerRequest::Write { shard: shard_name(call)?, operations, idempotency: idempotency(call)? };
+    match app.ask(request).await? {
+        ServerReply::Written { outcome, applied } => match outcome.verdict {
+            Verdict::Applied { .. } => Ok(applied),
+            Verdict::Conflict(keys) => Err(RequestError::Exists(keys).into()),
+            Verdict::Missing(keys) => Err(RequestError::Missing(keys).into()),
+            Verdict::KeyReused => Err(RequestError::KeyReused.into()),
+        },
+        other => Err(unexpected(&other)),
+    }
+}
+
+async fn write(State(app): State<App>, request: Request) -> Answer {
+    allow(&request, &[Method::POST])?;
+    let call = Call::read(request, &app.settings).await?;
+    let schema = app.schema()?;
+    let rows = json::rows(&schema, &call.json, app.settings.rows_max)?;
+    let count = rows.len() as u64;
+    let on_conflict = json::on_conflict(&call.json)?.unwrap_or(app.map()?.settings.on_conflict);
+    let applied = execute(&app, &call, inserts(rows, Some(on_conflict))).await?;
+    // Rows written so far: as the client counts, if it does.
+    let current = match json::optional_count(&call.json, "curr_idx")? {
+        Some(current) => current + count,
+        None => applied.0,
+    };
+    Ok(json_response(StatusCode::OK, &json!({ "message": "Data entries added", "current_idx": current, "status": "success" })))
+}
+
+async fn update(State(app): State<App>, request: Request) -> Answer {
+    allow(&request, &[Method::PUT])?;
+    let call = Call::read(request, &app.settings).await?;
+    let schema = app.schema()?;
+    let name = schema.key_name();
+    let key = json::key(json::field(&call.json, name)?, name)?;
+    let set = json::changes(&schema, key, json::field(&call.json, "data")?)?;
+    execute(&app, &call, vec![Operation::Update { key, set }]).await?;
+    Ok(json_response(StatusCode::OK, &json!({ "message": format!("Data entry for {name}:{key} updated"), "status": "success" })))
+}
+
+async fn delete(State(app): State<App>, request: Request) -> Answer {
+    allow(&request, &[Method::DELETE])?;
+    let call = Call::read(request, &app.settings).await?;
+    let schema = app.schema()?;
+    let name = schema.key_name();
+    let key = json::key(json::field(&call.json, name)?, name)?;
+    execute(&app, &call, vec![Operation::Delete { key }]).await?;
+    Ok(json_response(StatusCode::OK, &json!({ "message": format!("Data entry with {name}:{key} removed"), "status": "success" })))
+}
+
+async fn config(State(app): State<App>, request: Request) -> Answer {
+    allow(&request, &[Method::POST])?;
+    let call = Call::read(request, &app.settings).await?;
+    let Some(balancer) = &app.identity.standalone else { return Err(RequestError::ClusterOwned.into()) };
+    let schema = json::schema(json::field(&call.json, "schema")?)?;
+    let names = json::texts(json::field(&call.json, "shards")?, "shards")?;
+    // A server on its own is told shards by name; each spans every key there is.
+    let shards = names.iter().map(|name| NewShard { name: name.clone(), low: 0, size: i64::MAX }).collect();
+    let server = NewServer { name: app.identity.name.as_str().into(), shards: names.clone() };
+    let request = twinshard_core::request::Request::Init {
+        server_count: Some(1),
+        schema,
+        shards,
+        servers: Some(vec![server]),
+        on_conflict: None,
+        by_name: true,
+    };
+    match balancer.ask(request, app.settings.admin_timeout).await {
+        Reply::Initialised => {
+            let list: Vec<String> = names.iter().map(|shard| format!("{}:{shard}", app.identity.name)).collect();
+            let message = format!("{} configured", list.join(", "));
+            Ok(json_response(StatusCode::OK, &json!({ "message": message, "status": "success" })))
+        }
+        Reply::Failed(error) => Err(error.into()),
+        _ => Err(ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "The answer is of another kind than the request")),
+    }
+}
+
+async fn pieces(app: &App, call: &Call, mut each: impl FnMut(&Arc<Entry>)) -> Result<LogIndex, ApiError> {
+    let shard = shard_name(call)?;
+    let mut from = LogIndex(1);
+    loop {
+        let request = ServerRequest::Log { shard: shard.clone(), from, limit: LOG_ENTRIES };
+        let (entries, last) = match app.ask(request).await? {
+            ServerReply::Log { entries, last } => (entries, last),
+            other => return Err(unexpected(&other)),
+        };
+        entries.iter().for_each(&mut each);
+        match entries.last() {
+            Some(entry) if entry.position.index < last => from = entry.position.index.next(),
+            _ => return Ok(last),
+        }
+    }
+}
+
+async fn log(State(app): State<App>, request: Request) -> Answer {
+    allow(&request, &[Method::GET])?;
+    let call = Call::read(request, &app.settings).await?;
+    let schema = app.schema()?;
+    let mut out = b"{\"data\":[".to_vec();
+    let mut first = true;
+    pieces(&app, &call, |entry| {
+        if !std::mem::take(&mut first) {
+            out.push(b',');
+        }
+        let position = entry.position;
+        out.extend_from_slice(format!("{{\"epoch\":{},\"index\":{},\"command\":", position.epoch.0, position.index.0).as_bytes());
+        out.extend_from_slice(command_json(&schema, &entry.command).to_string().as_bytes());
+        out.push(b'}');
+    })
+    .await?;
+    out.extend_from_slice(b"],\"status\":\"success\"}");
+    Ok(bytes_response(StatusCode::OK, Bytes::from(out), "application/json"))
+}
+
+async fn log_count(State(app): State<App>, request: Request) -> Answer {
+    allow(&request, &[Method::GET])?;
+    let call = Call::read(request, &app.settings).await?;
+    let request = ServerRequest::Log { shard: shard_name(&call)?, from: LogIndex(u64::MAX), limit: 1 };
+    match app.ask(request).await? {
+        ServerReply::Log { last, .. } => Ok(json_response(StatusCode::OK, &json!({ "count": last.0, "status": "success" }))),
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// A command as people read it.
+fn command_json(schema: &Schema, command: &Command) -> Value {
+    let value = |value: &twinshard_core::value::Value| {
+        let mut out = Vec::new();
+        json::write_value(value, &mut out);
+        serde_json::from_slice(&out).unwrap_or(Value::Null)
+    };
+    let name = schema.key_name();
+    let with_key = |key: Key| json!({ name: key.0 });
+    match command {
+        Command::Barrier(config) => json!({ "barrier": config.to_string() }),
+        Command::CloseSession(session) => json!({ "close_session": session.0 }),
+        Command::Operations(operations) => operations
+            .iter()
+            .map(|operation| match operation {
+                Operation::Insert { row, on_conflict } => {
+                    let mut fields = with_key(row.key);
+                    for (column, given) in schema.value_columns().iter().zip(&row.values) {
+                        fields[&*column.name] = value(given);
+                    }
+                    let on_conflict = match on_conflict {
+                        OnConflict::Replace => "replace",
+                        OnConflict::Error => "error",
+                        OnConflict::Skip => "skip",
+                    };
+                    json!({ "write": fields, "on_conflict": on_conflict })
+                }
+                Operation::Update { key, set } => {
+                    let mut fields = with_key(*key);
+                    for (place, given) in set {
+                        if let Some(column) = schema.value_columns().get(usize::from(*place)) {
+                            fields[&*column.name] = value(given);
+                        }
+                    }
+                    json!({ "update": fields })
+                }
+                Operation::Delete { key } => json!({ "delete": with_key(*key) }),
+            })
+            .collect(),
+    }
+}

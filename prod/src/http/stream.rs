@@ -1,0 +1,164 @@
+//! Large answers, page by page: never more than a page in memory. A page that fails midway breaks the chunked body off, so that it cannot be
+//! taken for whole (API.md).
+
+use super::{error::ApiError, json};
+use axum::{
+    body::{Body, Bytes},
+    http::header,
+    response::{IntoResponse, Response},
+};
+use futures_util::stream;
+use std::{future::Future, io, sync::Arc};
+use twinshard_core::{
+    schema::Schema,
+    value::{Key, StoredRow},
+};
+
+/// A page of rows and where the next begins.
+pub(super) struct Page {
+    pub(super) rows: Vec<StoredRow>,
+    pub(super) next: Option<Key>,
+}
+
+/// How rows are written.
+#[derive(Clone)]
+pub(super) struct Format {
+    pub(super) schema: Arc<Schema>,
+    pub(super) versions: bool,
+    /// One row a line, and a last line with the tail.
+    pub(super) lines: bool,
+}
+
+impl Format {
+    fn write(&self, rows: &[StoredRow], first: &mut bool, out: &mut Vec<u8>) {
+        for stored in rows {
+            if !self.lines && !std::mem::take(first) {
+                out.push(b',');
+            }
+            json::write_row(&self.schema, stored, self.versions, out);
+            if self.lines {
+                out.push(b'\n');
+            }
+        }
+    }
+
+    const fn content_type(&self) -> &'static str {
+        if self.lines { "application/x-ndjson" } else { "application/json" }
+    }
+}
+
+/// One list of rows in the answer: what stands before it, and the page it begins with.
+pub(super) struct Section {
+    pub(super) head: Vec<u8>,
+    pub(super) first: Page,
+}
+
+/// What to fetch next.
+#[derive(Clone, Debug)]
+pub(super) enum Want {
+    /// The page of the section that begins at this key; so many rows are left to give.
+    Page { section: usize, from: Key, left: Option<u32> },
+    /// The beginning of a section.
+    Section(usize),
+}
+
+/// What was fetched.
+pub(super) enum Got {
+    Page(Page),
+    Section(Section),
+}
+
+/// Writes sections one after another and then the tail, which is told where the rows ended if a limit ended them.
+pub(super) async fn answer<F, Fut>(
+    format: Format,
+    sections: usize,
+    limit: Option<u32>,
+    fetch: F,
+    tail: impl Fn(Option<Key>) -> Vec<u8> + Send + Sync + 'static,
+) -> Result<Response, ApiError>
+where
+    F: Fn(Want) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Result<Got, ApiError>> + Send,
+{
+    let mut out = Vec::new();
+    let mut state = State { section: 0, first: true, left: limit, next: None, started: false };
+    // As much as one page: small answers are whole, and errors so far have a status code of their own.
+    let whole = step(&format, sections, &fetch, &tail, &mut state, &mut out).await?;
+    let content_type = [(header::CONTENT_TYPE, format.content_type())];
+    if whole {
+        return Ok((content_type, Body::from(out)).into_response());
+    }
+    let rest = stream::unfold(Some((format, fetch, tail, state)), move |work| async move {
+        let (format, fetch, tail, mut state) = work?;
+        let mut out = Vec::new();
+        match step(&format, sections, &fetch, &tail, &mut state, &mut out).await {
+            Ok(true) => Some((Ok(Bytes::from(out)), None)),
+            Ok(false) => Some((Ok(Bytes::from(out)), Some((format, fetch, tail, state)))),
+            Err(_) => Some((Err(io::Error::other("the answer broke off")), None)),
+        }
+    });
+    let begun = stream::once(std::future::ready(Ok(Bytes::from(out))));
+    Ok((content_type, Body::from_stream(futures_util::StreamExt::chain(begun, rest))).into_response())
+}
+
+struct State {
+    section: usize,
+    first: bool,
+    left: Option<u32>,
+    next: Option<Key>,
+    started: bool,
+}
+
+/// Fetches and writes until a page is not the last of its section, or all is written (`true`).
+async fn step<F, Fut>(
+    format: &Format,
+    sections: usize,
+    fetch: &F,
+    tail: &(impl Fn(Option<Key>) -> Vec<u8> + Send + Sync),
+    state: &mut State,
+    out: &mut Vec<u8>,
+) -> Result<bool, ApiError>
+where
+    F: Fn(Want) -> Fut + Send + Sync,
+    Fut: Future<Output = Result<Got, ApiError>> + Send,
+{
+    loop {
+        if !state.started && state.section >= sections {
+            out.extend(tail(None));
+            return Ok(true);
+        }
+        let want = match state.next {
+            Some(from) => Want::Page { section: state.section, from, left: state.left },
+            None => Want::Section(state.section),
+        };
+        let page = match fetch(want).await? {
+            Got::Page(page) => page,
+            Got::Section(Section { head, first }) => {
+                out.extend(head);
+                state.started = true;
+                state.first = true;
+                first
+            }
+        };
+        format.write(&page.rows, &mut state.first, out);
+        if let Some(left) = &mut state.left {
+            *left = left.saturating_sub(u32::try_from(page.rows.len()).unwrap_or(u32::MAX));
+        }
+        let limited = state.left == Some(0);
+        match page.next {
+            Some(next) if limited => {
+                out.extend(tail(Some(next)));
+                return Ok(true);
+            }
+            Some(next) => {
+                state.next = Some(next);
+                return Ok(false);
+            }
+            None => {
+                state.next = None;
+                state.started = false;
+                state.section += 1;
+            }
+        }
+    }
+}
