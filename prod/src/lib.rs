@@ -1,6 +1,9 @@
 //! The production world of Twinshard: the driver that runs the core's machines, and everything real around it. The simulated turmoil
 //! world runs the same driver and routers over other ends.
 
+#[cfg(feature = "cli")]
+pub mod cli;
+
 pub mod handle;
 pub mod http;
 pub mod node;

@@ -1,2 +1,5 @@
-//! x
-fn main() {}
+//! The `twinshard` program.
+
+fn main() -> std::process::ExitCode {
+    twinshard::cli::main()
+}

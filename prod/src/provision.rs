@@ -1,5 +1,8 @@
 //! Provisioners: what starts and stops servers for the controller.
 
+pub mod process;
+pub mod supervised;
+
 use std::future::Future;
 use twinshard_core::{id::ServerId, map::Address};
 
@@ -10,4 +13,14 @@ pub trait Provisioner: Send + Sync + 'static {
 
     /// Sees that no process of this server runs.
     fn stop(&self, server: ServerId, name: &str) -> impl Future<Output = Result<(), String>> + Send;
+}
+
+impl<P: Provisioner> Provisioner for std::sync::Arc<P> {
+    async fn start(&self, server: ServerId, name: &str, number: u64, replace: bool) -> Result<Address, String> {
+        P::start(self, server, name, number, replace).await
+    }
+
+    async fn stop(&self, server: ServerId, name: &str) -> Result<(), String> {
+        P::stop(self, server, name).await
+    }
 }

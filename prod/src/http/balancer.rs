@@ -224,7 +224,9 @@ fn replicas_json(status: &Status, shard: ShardId) -> Vec<Value> {
             if let Some(status) = reported(*replica) {
                 let role = match (status.lost.is_some(), status.lead, member) {
                     (true, ..) => "lost",
-                    (_, Some(LeadStage::Active), _) => "primary",
+                    (_, Some(LeadStage::Active), _) if seen.current.as_ref().is_some_and(|current| current.primary == *replica) => {
+                        "primary"
+                    }
                     (_, Some(LeadStage::Lame), true) => "lame",
                     (_, Some(LeadStage::Installing | LeadStage::Installed | LeadStage::SourceFailed), _) => "installing",
                     (_, _, true) => "backup",

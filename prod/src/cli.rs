@@ -1,0 +1,104 @@
+//! The `twinshard` program: one command a module. Prints for people; decides nothing.
+
+mod bench;
+pub mod client;
+mod demo;
+mod load;
+mod nodes;
+mod purge;
+mod status;
+mod topology;
+mod up;
+
+use clap::{Parser, Subcommand};
+use std::{fmt, process::ExitCode};
+
+/// A sharded, replicated row store behind an HTTP load balancer, rehearsed in simulation.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    after_help = "Start here:
+  twinshard up                            a cluster on this machine; then, as it says,
+  curl -X POST localhost:5000/init -d ... set it up
+  twinshard status                        what it is doing
+  twinshard bench --run a1                how fast it is, and that nothing is lost
+  twinshard demo                          all of that by itself, with a kill -9 in the middle
+
+Exit codes: 0 fine, 1 a violation or failure, 2 usage."
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Up(up::Up),
+    Balancer(nodes::BalancerCommand),
+    Server(nodes::ServerCommand),
+    Status(status::StatusCommand),
+    Bench(bench::Bench),
+    Demo(demo::Demo),
+    Purge(purge::Purge),
+}
+
+/// Why a command failed, in words for the person who ran it. Exit code 1.
+#[derive(Debug)]
+pub struct Failure(String);
+
+impl Failure {
+    /// With these words.
+    #[must_use]
+    pub fn new(words: impl Into<String>) -> Self {
+        Self(words.into())
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl<E: std::error::Error> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self(error.to_string())
+    }
+}
+
+/// Runs the program on the arguments of this process.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("twinshard: could not start: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let result = runtime.block_on(async {
+        match cli.command {
+            Command::Up(up) => up.run().await,
+            Command::Balancer(balancer) => balancer.run().await,
+            Command::Server(server) => server.run().await,
+            Command::Status(status) => status.run().await,
+            Command::Bench(bench) => bench.run().await,
+            Command::Demo(demo) => demo.run().await,
+            Command::Purge(purge) => purge.run(),
+        }
+    });
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("twinshard: {failure}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Logs to standard error, at the level that `TWINSHARD_LOG` says (default `info`).
+fn log_to_stderr() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("TWINSHARD_LOG").unwrap_or_else(|_| "info".into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+}

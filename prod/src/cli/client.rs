@@ -1,0 +1,145 @@
+//! A small HTTP/1.1 client for the program's own commands: one keep-alive connection, a deadline for every request, a new connection
+//! after any failure.
+
+use bytes::Bytes;
+use http::{Method, Request, StatusCode, header};
+use http_body_util::{BodyExt, Full};
+use hyper::client::conn::http1::{SendRequest, handshake};
+use hyper_util::rt::TokioIo;
+use serde_json::Value;
+use std::time::Duration;
+use thiserror::Error;
+use tokio::{net::TcpStream, task::JoinHandle, time::timeout};
+
+/// How long a connect may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Why a request got no answer. It may have taken effect unless it never left.
+#[derive(Debug, Error)]
+pub enum ClientError {
+    /// The URL is not `http://host:port`.
+    #[error("'{0}' is not a URL of the form http://host:port")]
+    Url(String),
+    /// Nobody listens, or the connect failed: nothing was sent.
+    #[error("could not connect to {address}: {error}")]
+    Connect {
+        /// Whereto.
+        address: String,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// The connection broke after the request was sent.
+    #[error("the connection broke: {0}")]
+    Broken(#[from] hyper::Error),
+    /// No answer in time.
+    #[error("no answer within {0:?}")]
+    Timeout(Duration),
+    /// The answer is not JSON.
+    #[error("the answer is not JSON: {0}")]
+    NotJson(#[from] serde_json::Error),
+}
+
+/// An answer.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// The status code.
+    pub status: StatusCode,
+    /// The body.
+    pub body: Bytes,
+}
+
+impl Answer {
+    /// The body as JSON.
+    ///
+    /// # Errors
+    /// If it is not.
+    pub fn json(&self) -> Result<Value, ClientError> {
+        Ok(serde_json::from_slice(&self.body)?)
+    }
+}
+
+/// A client of one address.
+#[derive(Debug)]
+pub struct Client {
+    address: String,
+    timeout: Duration,
+    connection: Option<(SendRequest<Full<Bytes>>, JoinHandle<()>)>,
+}
+
+impl Client {
+    /// A client of `http://host:port`; every request ends within `timeout`.
+    ///
+    /// # Errors
+    /// If the URL is of another form.
+    pub fn new(url: &str, timeout: Duration) -> Result<Self, ClientError> {
+        let rest = url.strip_prefix("http://").unwrap_or(url).trim_end_matches('/');
+        let bad = || ClientError::Url(url.to_owned());
+        let (host, port) = rest.rsplit_once(':').ok_or_else(bad)?;
+        if host.is_empty() || host.contains('/') || port.parse::<u16>().is_err() {
+            return Err(bad());
+        }
+        Ok(Self { address: rest.to_owned(), timeout, connection: None })
+    }
+
+    /// Sends a request and reads the whole answer.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn send(&mut self, method: Method, path: &str, body: Option<Vec<u8>>) -> Result<Answer, ClientError> {
+        let limit = self.timeout;
+        // Whatever is left of a request that failed must not be taken for the answer to the next.
+        let connection = self.connection.take();
+        let work = async {
+            let (mut sender, task) = match connection {
+                Some((sender, task)) if !sender.is_closed() => (sender, task),
+                _ => self.connect().await?,
+            };
+            let request = Request::builder()
+                .method(method)
+                .uri(path)
+                .header(header::HOST, &self.address)
+                .header(header::CONTENT_TYPE, "application/json")
+                .body(Full::new(Bytes::from(body.unwrap_or_default())))
+                .map_err(|_| ClientError::Url(path.to_owned()))?;
+            sender.ready().await?;
+            let answer = sender.send_request(request).await?;
+            let status = answer.status();
+            let body = answer.into_body().collect().await?.to_bytes();
+            Ok((Answer { status, body }, (sender, task)))
+        };
+        match timeout(limit, work).await {
+            Ok(Ok((answer, connection))) => {
+                self.connection = Some(connection);
+                Ok(answer)
+            }
+            Ok(Err(error)) => Err(error),
+            Err(_) => Err(ClientError::Timeout(limit)),
+        }
+    }
+
+    /// Sends JSON and expects JSON.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn json(&mut self, method: Method, path: &str, body: Option<&Value>) -> Result<(StatusCode, Value), ClientError> {
+        let body = body.map(serde_json::to_vec).transpose()?;
+        let answer = self.send(method, path, body).await?;
+        let value = answer.json()?;
+        Ok((answer.status, value))
+    }
+
+    async fn connect(&self) -> Result<(SendRequest<Full<Bytes>>, JoinHandle<()>), ClientError> {
+        let failed = |error| ClientError::Connect { address: self.address.clone(), error };
+        let stream = match timeout(CONNECT_TIMEOUT, TcpStream::connect(&self.address)).await {
+            Ok(stream) => stream.map_err(failed)?,
+            Err(_) => return Err(failed(std::io::ErrorKind::TimedOut.into())),
+        };
+        stream.set_nodelay(true).map_err(failed)?;
+        let (sender, connection) = handshake(TokioIo::new(stream)).await?;
+        // Ends when the sender is dropped or the connection breaks, which the sender's next use reports.
+        let task = tokio::spawn(async move {
+            let _ = connection.await;
+        });
+        Ok((sender, task))
+    }
+}

@@ -1,0 +1,402 @@
+//! `twinshard balancer` and `twinshard server`: one node each. `twinshard up` starts both as its children; they can be run by hand too.
+
+use super::Failure;
+use crate::{
+    disk::{Disk, RealDisk},
+    entropy::Entropy,
+    http::{self, HttpSettings, server::ServerIdentity},
+    log::file::Identity,
+    net::{Network, TokioNetwork},
+    node::{BalancerNode, BalancerParts, NodeParts, ServerNode, ServerParts, StorageMode},
+    peer::PeerSettings,
+    provision::{
+        Provisioner,
+        process::{ProcessProvisioner, ProcessSettings, ReadyLine},
+        supervised::{FromBalancer, SupervisedProvisioner},
+    },
+    register::redb::RedbRegister,
+    secret::Secret,
+    store,
+};
+use clap::{Args, ValueEnum};
+use std::{
+    future::Future,
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+use tokio::{
+    io::{AsyncReadExt, BufReader},
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+};
+use twinshard_core::{
+    balancer::{BalancerConfig, Policy},
+    id::{ClusterId, OwnerNumber, ServerId},
+    map::Address,
+    planted::Planted,
+    server::{ServerConfig, ServerSettings},
+};
+
+/// How reads are spread over replicas.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum PolicyArg {
+    /// Consistent hashing with bounded loads.
+    Ring,
+    /// The 512-slot ring of the course.
+    Classic,
+    /// The less loaded of two chosen at random.
+    LeastLoaded,
+}
+
+impl PolicyArg {
+    /// As it stands on the command line.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Ring => "ring",
+            Self::Classic => "classic",
+            Self::LeastLoaded => "least-loaded",
+        }
+    }
+}
+
+fn cluster(text: &str) -> Result<ClusterId, String> {
+    u128::from_str_radix(text, 16).map(ClusterId).map_err(|_| "a cluster id is 32 hexadecimal digits".to_owned())
+}
+
+/// Refuses to listen beyond this machine: nobody is asked who they are yet.
+fn loopback(text: &str) -> Result<SocketAddr, String> {
+    let address: SocketAddr = text.parse().map_err(|_| "an address is IP:PORT, such as 127.0.0.1:5000".to_owned())?;
+    match address.ip() {
+        ip if ip.is_loopback() => Ok(address),
+        IpAddr::V4(_) | IpAddr::V6(_) => {
+            Err("there is no authentication yet, so only loopback addresses (127.0.0.1, [::1]) may be listened on".to_owned())
+        }
+    }
+}
+
+/// What both kinds of node are told.
+#[derive(Debug, Args)]
+struct NodeArgs {
+    /// The directory that holds its state
+    #[arg(long)]
+    dir: PathBuf,
+    /// The cluster's id, 32 hexadecimal digits (in DIR/cluster of `twinshard up`)
+    #[arg(long, value_parser = cluster)]
+    cluster: ClusterId,
+    /// The file with the secret that the cluster's nodes share; readable by its owner only
+    #[arg(long)]
+    secret_file: PathBuf,
+    /// Speak with a supervisor over standard input and output, and end when it does
+    #[arg(long, hide = true)]
+    child: bool,
+}
+
+impl NodeArgs {
+    fn parts(&self) -> Result<NodeParts<TokioNetwork>, Failure> {
+        Ok(NodeParts {
+            network: TokioNetwork,
+            secret: Secret::load(&self.secret_file)?,
+            entropy: Entropy::from_system().map_err(|error| Failure::new(format!("no entropy: {error}")))?,
+            storage: StorageMode::Threads,
+            peers: PeerSettings::default(),
+            notes: None,
+        })
+    }
+}
+
+/// Runs one balancer in the foreground.
+#[derive(Debug, Args)]
+#[command(after_help = "Usually `twinshard up` runs it. By hand, with its servers as child processes:
+  twinshard balancer --dir data --cluster $(cat data/cluster) --secret-file data/secret --listen 127.0.0.1:5000
+It keeps the cluster map in DIR/register.redb and may be killed at any time: nothing is lost.")]
+pub struct BalancerCommand {
+    #[command(flatten)]
+    node: NodeArgs,
+    /// Where clients are served
+    #[arg(long, default_value = "127.0.0.1:5000", value_parser = loopback)]
+    listen: SocketAddr,
+    /// How reads are spread over replicas
+    #[arg(long, value_enum, default_value_t = PolicyArg::Ring)]
+    policy: PolicyArg,
+}
+
+impl BalancerCommand {
+    /// Runs until it is told to stop.
+    ///
+    /// # Errors
+    /// If it cannot start, or its parts fail.
+    pub async fn run(self) -> Result<(), Failure> {
+        super::log_to_stderr();
+        if !self.node.child {
+            let settings = ProcessSettings { program: std::env::current_exe()?, dir: self.node.dir.clone(), cluster: self.node.cluster };
+            let provisioner = Arc::new(ProcessProvisioner::new(settings));
+            let ready = |http: String| println!("Twinshard's balancer is ready on http://{http}");
+            let result = self.serve(Arc::clone(&provisioner), told_to_stop()?, ready).await;
+            provisioner.shutdown().await;
+            return result;
+        }
+        let (provisioner, lines, work) = SupervisedProvisioner::new(BufReader::new(tokio::io::stdin()), tokio::io::stdout());
+        let said = lines.clone();
+        let ready = move |http| {
+            if said.try_send(FromBalancer::Ready { http }).is_err() {
+                tracing::warn!("the supervisor does not listen");
+            }
+        };
+        // Serving ends when the supervisor does: the channel's work is over then. It is driven beside the node all the time.
+        let (over, ended) = watch::channel(false);
+        let serve = async {
+            let ended = ending(ended);
+            let result = self.serve(provisioner, ended, ready).await;
+            if let Err(failure) = &result {
+                let _ = lines.send(FromBalancer::Failed { reason: failure.to_string() }).await;
+            }
+            result
+        };
+        let speak = async {
+            let result = work.await;
+            over.send_replace(true);
+            result
+        };
+        let mut serve = std::pin::pin!(serve);
+        let mut speak = std::pin::pin!(speak);
+        tokio::select! {
+            result = &mut serve => {
+                // The last words are still to be written.
+                let _ = tokio::time::timeout(Duration::from_millis(200), speak).await;
+                result
+            }
+            spoken = &mut speak => {
+                if let Err(error) = spoken {
+                    tracing::warn!(%error, "the supervisor's channel broke");
+                }
+                serve.await
+            }
+        }
+    }
+
+    async fn serve<P: Provisioner>(
+        &self,
+        provisioner: P,
+        stop: impl Future<Output = ()>,
+        ready: impl FnOnce(String),
+    ) -> Result<(), Failure> {
+        let node = self.node.parts()?;
+        std::fs::create_dir_all(&self.node.dir)?;
+        let register = RedbRegister::open(&self.node.dir.join("register.redb"), self.node.cluster)?;
+        let listener = listen(&node.network, self.listen).await?;
+        let http = TokioNetwork::local_address(&listener)?;
+        let policy = match self.policy {
+            PolicyArg::Ring => Policy::Ring,
+            PolicyArg::Classic => Policy::Classic,
+            PolicyArg::LeastLoaded => Policy::LeastLoaded,
+        };
+        let config = BalancerConfig { policy, seed: node.entropy.below(u64::MAX), ..BalancerConfig::default() };
+        let balancer = BalancerNode::start(BalancerParts { node, config, register, provisioner }).await?;
+        let settings = HttpSettings::default();
+        let router = http::balancer::router(balancer.handle(), settings.clone());
+        let stopper = balancer.stop();
+        let watch = stopper.watch();
+        ready(http);
+        let serve = http::serve::<TokioNetwork>(listener, router, settings, watch);
+        let mut serve = std::pin::pin!(serve);
+        tokio::select! {
+            () = stop => stopper.stop(),
+            () = &mut serve => {}
+        }
+        if *stopper.watch().borrow() {
+            serve.await;
+        }
+        Ok(balancer.join().await?)
+    }
+}
+
+/// Runs one server in the foreground.
+#[derive(Debug, Args)]
+#[command(after_help = "Usually a balancer has it started. On its own, a cluster of one member that takes /config itself:
+  twinshard server --standalone --dir data-server --listen 127.0.0.1:5001
+  curl -X POST http://127.0.0.1:5001/config -d '{\"schema\":{\"columns\":[\"Stud_id\",\"Stud_name\"],\"dtypes\":[\"Number\",\"String\"]},\"shards\":[\"sh1\"]}'")]
+pub struct ServerCommand {
+    /// A server on its own: no balancer, no other servers
+    #[arg(long)]
+    standalone: bool,
+    /// The directory that holds its log and rows
+    #[arg(long)]
+    dir: PathBuf,
+    /// Its id, as the cluster map has it
+    #[arg(long, default_value_t = 1)]
+    id: u64,
+    /// Its name
+    #[arg(long, default_value = "Server0")]
+    name: String,
+    /// Its number for /home
+    #[arg(long, default_value_t = 0)]
+    number: u64,
+    /// The cluster's id, 32 hexadecimal digits
+    #[arg(long, value_parser = cluster, required_unless_present = "standalone")]
+    cluster: Option<ClusterId>,
+    /// The file with the secret that the cluster's nodes share; readable by its owner only
+    #[arg(long, required_unless_present = "standalone")]
+    secret_file: Option<PathBuf>,
+    /// Where people and tools are served; port 0 takes any
+    #[arg(long, default_value = "127.0.0.1:0", value_parser = loopback)]
+    listen: SocketAddr,
+    /// Where other nodes are served; port 0 takes any
+    #[arg(long, default_value = "127.0.0.1:0", value_parser = loopback)]
+    peer_listen: SocketAddr,
+    /// Speak with a supervisor over standard input and output, and end when it does
+    #[arg(long, hide = true)]
+    child: bool,
+}
+
+impl ServerCommand {
+    /// Runs until it is told to stop.
+    ///
+    /// # Errors
+    /// If it cannot start, or its storage fails.
+    pub async fn run(self) -> Result<(), Failure> {
+        super::log_to_stderr();
+        let result = if self.child {
+            let ready =
+                |address: &Address| print_line(&ReadyLine::Ready { http: address.http.to_string(), peer: address.peer.to_string() });
+            self.serve(input_closed(), ready).await
+        } else {
+            let name = self.name.clone();
+            let ready = |address: &Address| {
+                println!("{name} is ready on http://{}", address.http);
+                Ok(())
+            };
+            self.serve(told_to_stop()?, ready).await
+        };
+        if let (true, Err(failure)) = (self.child, &result) {
+            print_line(&ReadyLine::Failed { reason: failure.to_string() })?;
+        }
+        result
+    }
+
+    async fn serve(&self, stop: impl Future<Output = ()>, ready: impl FnOnce(&Address) -> Result<(), Failure>) -> Result<(), Failure> {
+        if self.standalone {
+            return self.serve_standalone(stop, ready).await;
+        }
+        let (Some(cluster), Some(secret_file)) = (self.cluster, self.secret_file.clone()) else {
+            return Err(Failure::new("--cluster and --secret-file are needed"));
+        };
+        let args = NodeArgs { dir: self.dir.clone(), cluster, secret_file, child: self.child };
+        let server = self.start(&args, &self.dir).await?;
+        self.serve_http(server, None, stop, ready).await
+    }
+
+    /// The server with a balancer of its own in one process: /config is that one's /init.
+    async fn serve_standalone(
+        &self,
+        stop: impl Future<Output = ()>,
+        ready: impl FnOnce(&Address) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        std::fs::create_dir_all(&self.dir)?;
+        let cluster = super::up::cluster_id(&self.dir)?;
+        let secret_file = self.dir.join("secret");
+        Secret::load_or_create(&secret_file)?;
+        let args = NodeArgs { dir: self.dir.clone(), cluster, secret_file, child: false };
+        let server = self.start(&args, &self.dir.join("store")).await?;
+        let register = RedbRegister::open(&self.dir.join("register.redb"), cluster)?;
+        let node = args.parts()?;
+        let config = BalancerConfig { seed: node.entropy.below(u64::MAX), ..BalancerConfig::default() };
+        let address = Address { http: self.listen.to_string().into(), peer: server.peer_address().into() };
+        let provisioner = Itself { id: ServerId(self.id), address };
+        let balancer = BalancerNode::start(BalancerParts { node, config, register, provisioner }).await?;
+        let result = self.serve_http(server, Some(balancer.handle()), stop, ready).await;
+        balancer.stop().stop();
+        balancer.join().await?;
+        result
+    }
+
+    async fn start(&self, args: &NodeArgs, dir: &Path) -> Result<ServerNode, Failure> {
+        let node = args.parts()?;
+        let disk: Arc<dyn Disk> = Arc::new(RealDisk::open(dir)?);
+        let server = ServerId(self.id);
+        // Far below the largest number, so that it can grow for ever.
+        let first_owner = OwnerNumber(node.entropy.below(1 << 48) + 1);
+        let store::Opened { log, rows, recovered, owner } = store::open(&disk, Identity { cluster: args.cluster, server }, first_owner)?;
+        let config = ServerConfig { server, owner, settings: ServerSettings::default(), planted: Planted::NONE };
+        let peer_address = self.peer_listen.to_string();
+        Ok(ServerNode::start(ServerParts { node, cluster: args.cluster, peer_address, config, recovered, log, rows }).await?)
+    }
+
+    async fn serve_http(
+        &self,
+        server: ServerNode,
+        standalone: Option<crate::handle::BalancerHandle>,
+        stop: impl Future<Output = ()>,
+        ready: impl FnOnce(&Address) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        let listener = listen(&TokioNetwork, self.listen).await?;
+        let address = Address { http: TokioNetwork::local_address(&listener)?.into(), peer: server.peer_address().into() };
+        let identity = ServerIdentity { name: self.name.clone(), number: self.number, standalone };
+        let settings = HttpSettings::default();
+        let router = http::server::router(server.handle(), identity, settings.clone());
+        let stopper = server.stop();
+        ready(&address)?;
+        let serve = http::serve::<TokioNetwork>(listener, router, settings, stopper.watch());
+        let mut serve = std::pin::pin!(serve);
+        let finished = tokio::select! {
+            () = stop => { stopper.stop(); false }
+            () = &mut serve => true
+        };
+        if !finished {
+            serve.await;
+        }
+        Ok(server.join().await?)
+    }
+}
+
+/// The provisioner of a standalone server: it runs already, and is the only one there is.
+#[derive(Debug)]
+struct Itself {
+    id: ServerId,
+    address: Address,
+}
+
+impl Provisioner for Itself {
+    async fn start(&self, server: ServerId, name: &str, _: u64, _: bool) -> Result<Address, String> {
+        if server == self.id { Ok(self.address.clone()) } else { Err(format!("a standalone server has no room for {name}")) }
+    }
+
+    async fn stop(&self, _: ServerId, _: &str) -> Result<(), String> {
+        Ok(())
+    }
+}
+
+async fn listen(network: &TokioNetwork, address: SocketAddr) -> Result<<TokioNetwork as Network>::Listener, Failure> {
+    let failed = |error| Failure::new(format!("could not listen on {address}: {error}"));
+    network.listen(&address.to_string()).await.map_err(failed)
+}
+
+fn print_line(line: &ReadyLine) -> Result<(), Failure> {
+    println!("{}", serde_json::to_string(line)?);
+    Ok(())
+}
+
+/// Ends on Ctrl-C or SIGTERM.
+fn told_to_stop() -> Result<impl Future<Output = ()>, Failure> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    Ok(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+    })
+}
+
+/// Ends when standard input is closed: the supervisor wants it, or is gone.
+async fn input_closed() {
+    let mut byte = [0];
+    let mut input = tokio::io::stdin();
+    while matches!(input.read(&mut byte).await, Ok(1..)) {}
+}
+
+async fn ending(mut over: watch::Receiver<bool>) {
+    let _ = over.wait_for(|over| *over).await;
+}
