@@ -6,10 +6,10 @@
 
 use super::{
     Check, Findings, explain,
-    model::{Born, Class, INFINITY, Model, Seen},
+    model::{Born, Class, INFINITY, Model, Op, Seen},
     versions::Versions,
 };
-use crate::history::{ABSENT, Level};
+use crate::history::{ABSENT, Action, CommandOutcome, Level};
 use std::collections::BTreeMap;
 use twinshard_core::id::LogIndex;
 
@@ -109,6 +109,15 @@ fn whole_row(model: &Model<'_>, versions: &Versions, op: usize, seen: &Seen, fou
     true
 }
 
+/// Whether the answer itself told the client how far it got. A place that was learned from others' reads binds no session, nor does a
+/// stale read.
+fn tells_its_client(op: &Op<'_>) -> bool {
+    match &op.call.action {
+        Action::Command { outcome, .. } => matches!(outcome, CommandOutcome::Acknowledged { position: Some(_) }),
+        Action::Read { level, .. } => *level != Level::Stale,
+    }
+}
+
 /// The furthest that was reached by anything that returned, and by whom.
 type Reached = (LogIndex, usize);
 
@@ -136,7 +145,7 @@ fn real_time(model: &Model<'_>, found: &mut Findings) {
             if each.is_strict() && all.is_none_or(|(reached, _)| reached < index) {
                 all = Some((index, op));
             }
-            if each.class == Class::Read(Level::Stale) {
+            if !tells_its_client(each) {
                 continue;
             }
             let of_client = by_client.entry(each.call.client).or_insert((index, op));

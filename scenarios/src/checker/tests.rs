@@ -321,6 +321,12 @@ fn sessions_do_not_go_back() {
     // Its own writes are not seen; its token is ignored.
     session(0, 1, 0).violates(&[LogOrder]);
     session(2, 1, 7).violates(&[LogOrder]);
+    // What a write that was answered without a place did binds no session, although others see where it stands.
+    let mut story = session(0, 1, 0);
+    let Action::Command { outcome, .. } = &mut story.calls[1].action else { panic!("not a command") };
+    *outcome = CommandOutcome::Acknowledged { position: None };
+    story.read(60, 61, 1, 1, &[(1, 11, 2)], Some(2), Level::Linearizable);
+    story.violates(&[]);
 }
 
 #[test]
