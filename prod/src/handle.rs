@@ -63,8 +63,8 @@ impl BalancerHandle {
         self.map.borrow().clone()
     }
 
-    /// Waits until the register was read for the first time; before that, requests are answered that it is not available. `false` if
-    /// the balancer stops before.
+    /// Waits until the balancer has read the register and minted its id there; before that, requests are answered that the register is
+    /// not available. `false` if it stops before.
     pub async fn ready(&self) -> bool {
         self.map.clone().wait_for(Option::is_some).await.is_ok()
     }

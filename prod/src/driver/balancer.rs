@@ -49,6 +49,8 @@ pub(crate) struct BalancerDriver<N: Network, P: Provisioner> {
     pending: Pending<Reply>,
     swept: Instant,
     map: watch::Sender<Option<(MapVersion, Arc<ClusterMap>)>>,
+    /// The newest map, until others are told.
+    newest: Option<(MapVersion, Arc<ClusterMap>)>,
     identity: watch::Sender<Option<Identity>>,
     notes: Notes,
     stop: watch::Receiver<bool>,
@@ -105,6 +107,7 @@ impl<N: Network, P: Provisioner> BalancerDriver<N, P> {
             pending: Pending::new(),
             swept: Instant::now(),
             map,
+            newest: None,
             identity,
             notes,
             stop,
@@ -224,9 +227,7 @@ impl<N: Network, P: Provisioner> BalancerDriver<N, P> {
                 BalancerEffect::RegisterRead { token } => self.register.submit(RegisterJob::Read(token))?,
                 BalancerEffect::RegisterCas { token, expected, map } => self.register.submit(RegisterJob::Swap(token, expected, map))?,
                 BalancerEffect::Provision { token, command } => self.provision(token, command),
-                BalancerEffect::Publish { version, map } => {
-                    self.map.send_replace(Some((version, map)));
-                }
+                BalancerEffect::Publish { version, map } => self.newest = Some((version, map)),
                 BalancerEffect::Note(note) => self.notes.tell(self.machine.id().map(NodeId::Balancer), &note),
             }
         }
@@ -234,16 +235,18 @@ impl<N: Network, P: Provisioner> BalancerDriver<N, P> {
         Ok(())
     }
 
-    /// Tells the transport who it speaks for, once that is known: the id is minted in the register, the cluster stands in the map.
-    fn introduce(&self) {
+    /// Tells the transport who it speaks for, and routers and transport the newest map, once the machine has an id: it is minted in the
+    /// register, and before that nothing can be sent or served.
+    fn introduce(&mut self) {
         let Some(id) = self.machine.id() else { return };
-        let Some(cluster) = self.map.borrow().as_ref().map(|(_, map)| map.cluster) else { return };
-        let identity = Identity { cluster, node: NodeId::Balancer(id) };
+        let Some((version, map)) = self.newest.take() else { return };
+        let identity = Identity { cluster: map.cluster, node: NodeId::Balancer(id) };
         self.identity.send_if_modified(|known| {
             let changed = *known != Some(identity);
             *known = Some(identity);
             changed
         });
+        self.map.send_replace(Some((version, map)));
     }
 
     fn provision(&mut self, token: Token, command: ProvisionCommand) {
