@@ -250,6 +250,8 @@ pub struct ShardPart {
     pub applied: Applied,
     /// Why not, if not.
     pub error: Option<Box<RequestError>>,
+    /// Where it was applied, if it was: what the client has seen of that shard, for its session token.
+    pub seen: Option<(ShardId, crate::id::Position)>,
 }
 
 /// Everything a client may be told when its request was well formed but did not work. Display is the message without `<Error>`.
@@ -419,6 +421,12 @@ impl RequestError {
             | Self::RegisterUnavailable
             | Self::ClusterOwned => Applied::No,
         }
+    }
+
+    /// What the client has seen in spite of the error: the parts that were applied.
+    pub fn seen(&self) -> impl Iterator<Item = (ShardId, crate::id::Position)> {
+        let parts = if let Self::Parts(parts) = self { Some(parts) } else { None };
+        parts.into_iter().flat_map(BTreeMap::values).filter_map(|part| part.seen)
     }
 
     /// Whether the same request may work later.

@@ -522,16 +522,23 @@ pub(super) fn inserts(rows: Vec<Row>, on_conflict: Option<OnConflict>) -> Vec<Op
 async fn execute(app: &App, call: &Call, operations: Vec<Operation>, on_conflict: Option<OnConflict>, message: String) -> Answer {
     let idempotency = idempotency(call)?;
     let request = twinshard_core::request::Request::Write { operations, on_conflict, idempotency };
-    let Written { seen, skipped_count, .. } = match app.ask(request, app.settings.request_timeout).await? {
-        Reply::Written(written) => written,
+    let (response, seen) = match app.handle.ask(request, app.settings.request_timeout).await {
+        Reply::Written(Written { seen, skipped_count, .. }) => {
+            let mut body = json!({ "message": message, "status": "success" });
+            if skipped_count > 0 {
+                body["skipped"] = json!(skipped_count);
+            }
+            (json_response(StatusCode::OK, &body), seen)
+        }
+        // Also of a write that failed in part the client has seen the rest.
+        Reply::Failed(error) => {
+            let seen = error.seen().collect();
+            (ApiError::from(error).into_response(), seen)
+        }
         other => return Err(unexpected(&other)),
     };
-    let mut body = json!({ "message": message, "status": "success" });
-    if skipped_count > 0 {
-        body["skipped"] = json!(skipped_count);
-    }
     let seen = merged(call.header(SESSION)?, seen.into_iter().map(|(shard, position)| (shard, position.index)))?;
-    Ok(with_session(json_response(StatusCode::OK, &body), &seen))
+    Ok(with_session(response, &seen))
 }
 
 async fn write(State(app): State<App>, request: Request) -> Answer {

@@ -323,11 +323,14 @@ impl Recorder {
         now: u64,
         error: &RequestError,
     ) {
+        for (shard, position) in error.seen() {
+            self.saw(open.client, shard, position.index);
+        }
         for (shard, effects) in self.parts(operations, on_conflict).0 {
             let outcome = match error {
                 RequestError::Parts(parts) => match self.layout.name(shard).and_then(|name| parts.get(name)) {
                     Some(part) => match part.applied {
-                        Applied::Yes => CommandOutcome::Acknowledged { position: None },
+                        Applied::Yes => CommandOutcome::Acknowledged { position: part.seen.map(|(_, position)| position) },
                         Applied::No => part.error.as_ref().map_or(CommandOutcome::NotApplied, |error| failed(error, &effects)),
                         Applied::Partial | Applied::Unknown => CommandOutcome::Unknown,
                     },

@@ -59,8 +59,8 @@ fn parts_that_differ_are_told_apart() {
     let mut recorder = two_shards();
     let operation = recorder.begin(0, 0, write(&[(1, 100), (12, 101)], OnConflict::Error));
     let parts = BTreeMap::from([
-        ("sh1".into(), ShardPart { applied: Applied::No, error: Some(Box::new(RequestError::Exists(vec![Key(1)]))) }),
-        ("sh2".into(), ShardPart { applied: Applied::Unknown, error: None }),
+        ("sh1".into(), ShardPart { applied: Applied::No, error: Some(Box::new(RequestError::Exists(vec![Key(1)]))), seen: None }),
+        ("sh2".into(), ShardPart { applied: Applied::Unknown, error: None, seen: None }),
     ]);
     recorder.finish(operation, 9, &Reply::Failed(RequestError::Parts(parts))).expect("a good answer");
     let history = recorder.into_history();
@@ -73,13 +73,28 @@ fn parts_that_differ_are_told_apart() {
 }
 
 #[test]
+fn session_has_seen_the_parts_that_were_applied() {
+    let mut recorder = two_shards();
+    let operation = recorder.begin(0, 0, write(&[(1, 100), (12, 101)], OnConflict::Replace));
+    let position = Position { epoch: Epoch(1), index: LogIndex(15) };
+    let parts = BTreeMap::from([
+        ("sh1".into(), ShardPart { applied: Applied::Yes, error: None, seen: Some((ShardId(1), position)) }),
+        ("sh2".into(), ShardPart { applied: Applied::Unknown, error: Some(Box::new(RequestError::OutcomeUnknown)), seen: None }),
+    ]);
+    recorder.finish(operation, 9, &Reply::Failed(RequestError::Parts(parts))).expect("a good answer");
+    assert_eq!(recorder.session(0), BTreeMap::from([(ShardId(1), LogIndex(15))]));
+    let history = recorder.into_history();
+    assert_eq!(outcomes(&history)[0], (ShardId(1), CommandOutcome::Acknowledged { position: Some(position) }));
+}
+
+#[test]
 fn what_a_client_is_told_is_summed_up() {
     let refused = || Some(Box::new(RequestError::Missing(vec![Key(1)])));
     let busy = || Some(Box::new(RequestError::Overloaded));
     let told = |one: (Applied, _), other: (Applied, _)| {
         let mut recorder = two_shards();
         let operation = recorder.begin(0, 0, write(&[(1, 100), (12, 101)], OnConflict::Replace));
-        let part = |(applied, error)| ShardPart { applied, error };
+        let part = |(applied, error)| ShardPart { applied, error, seen: None };
         let parts = BTreeMap::from([("sh1".into(), part(one)), ("sh2".into(), part(other))]);
         recorder.finish(operation, 9, &Reply::Failed(RequestError::Parts(parts))).expect("a good answer");
         recorder.into_history().asked[0].told

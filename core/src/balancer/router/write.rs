@@ -130,9 +130,13 @@ impl Write {
             return common;
         }
         let outcome = |part: &Part| {
-            let error = part.result.as_ref().and_then(|result| result.as_ref().err());
+            let (error, seen) = match &part.result {
+                Some(Ok(done)) => (None, Some((part.shard, done.position))),
+                Some(Err(error)) => (Some(error), None),
+                None => (None, None),
+            };
             let applied = error.map_or(Applied::Yes, RequestError::applied);
-            (part.name.clone(), ShardPart { applied, error: error.cloned().map(Box::new) })
+            (part.name.clone(), ShardPart { applied, error: error.cloned().map(Box::new), seen })
         };
         RequestError::Parts(self.parts.iter().map(outcome).collect())
     }

@@ -64,7 +64,10 @@ fn batch_is_split_by_shard_in_order_and_numbered_per_shard() {
 
 #[test]
 fn parts_that_differ_are_told_apart_and_equal_errors_are_one() {
-    let part = |applied, error: Option<RequestError>| crate::request::ShardPart { applied, error: error.map(Box::new) };
+    let part = |applied, error: Option<RequestError>| {
+        let seen = (applied == Applied::Yes).then_some((SH1, position(1)));
+        crate::request::ShardPart { applied, error: error.map(Box::new), seen }
+    };
     let missing = |keys: &[i64]| Verdict::Missing(keys.iter().copied().map(Key).collect());
     let cases = [
         (done(1), failed(missing(&[200])), {
