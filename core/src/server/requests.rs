@@ -21,7 +21,10 @@ use std::{
 /// The requests under way. Bounded by `requests_max`.
 #[derive(Clone, Debug, Default)]
 pub(super) struct OwnRequests {
+    /// The last tag given out.
     next_number: u64,
+    /// The last idempotency key given out.
+    minted_count: u64,
     requests: BTreeMap<Token, OwnRequest>,
     /// Which request a tag belongs to.
     tags: BTreeMap<u64, Token>,
@@ -100,11 +103,12 @@ impl ServerMachine {
             }
             ServerRequest::Read { shard, range, limit, consistency } => (shard, Ok(Kind::Read { range, limit, consistency })),
             ServerRequest::Write { shard, operations, idempotency } => {
-                let minted = self.own.next_number + 1;
+                self.own.minted_count += 1;
+                let minted = self.own.minted_count;
                 let idempotency = idempotency.unwrap_or_else(|| Idempotency {
-                    // A key of our own makes every attempt the same command. Clients' keys are free text, but this one is unique all the
-                    // same: nobody else writes for this server under this owner number.
-                    key: format!("~{}.{}.{minted}", self.id(), self.config.owner).into(),
+                    // A key of our own makes every attempt the same command. It must never come again: the owner number tells it from
+                    // those before a restart, the time from those before a disk was lost and the numbers began anew.
+                    key: format!("~{}.{}.{minted}.{}", self.id(), self.config.owner, self.now.0).into(),
                     body_hash: 0,
                 });
                 let kind = self.check_keys(&shard, &operations).map(|()| Kind::Write { operations: Arc::new(operations), idempotency });

@@ -265,6 +265,23 @@ fn a_write_waits_for_the_new_primary_within_its_deadline() {
 }
 
 #[test]
+fn writes_that_wait_for_a_primary_are_different_commands() {
+    let mut world = configured();
+    let mut without = ready(3);
+    without.shards.get_mut(&SHARD).expect("the shard").current = None;
+    world.map(2, 3, without);
+    let tokens = [world.request(2, write(1), 1_000), world.request(2, write(2), 1_000)];
+    world.run(10);
+    world.map(2, 4, ready(3));
+    world.run(900);
+    let index = |token| match world.reply(token) {
+        Some(ServerReply::Written { outcome, .. }) => outcome.position.index,
+        other => panic!("{other:?}"),
+    };
+    assert_ne!(index(tokens[0]), index(tokens[1]));
+}
+
+#[test]
 fn requests_that_are_wrong_are_told_why() {
     let mut world = World::new(1);
     let token = world.request(1, write(1), 1_000);
