@@ -11,6 +11,7 @@
 mod admin;
 mod drive;
 mod observed;
+mod parked;
 mod plan;
 mod policy;
 pub mod ring;
@@ -31,6 +32,7 @@ use crate::{
 use admin::Goal;
 use drive::Drives;
 use observed::{Observed, Seen};
+use parked::Parked;
 use router::Router;
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -167,6 +169,7 @@ pub struct BalancerMachine {
     provisions: BTreeMap<ServerId, Provision>,
     admins: VecDeque<Admin>,
     router: Router,
+    parked: Parked,
     next_heartbeat: Instant,
     heartbeat: u64,
     last_token: u64,
@@ -195,6 +198,7 @@ impl BalancerMachine {
             provisions: BTreeMap::new(),
             admins: VecDeque::new(),
             router: Router::new(&config),
+            parked: Parked::default(),
             next_heartbeat: now,
             heartbeat: 0,
             last_token: 0,
@@ -233,6 +237,7 @@ impl BalancerMachine {
             BalancerInput::Request { token, request, deadline } => self.request(now, token, request, deadline, out),
             BalancerInput::Abandoned { token } => {
                 self.router.abandoned(token);
+                self.parked.abandoned(token);
                 // What an administrative request wants is in the map, or is not yet wanted and now by nobody.
                 self.admins.retain(|admin| admin.token != token);
             }
@@ -240,6 +245,9 @@ impl BalancerMachine {
             BalancerInput::Provisioned { token, answer } => self.provisioned(now, token, answer, out),
             BalancerInput::Tick => {
                 self.router.tick(now, out);
+                for late in self.parked.take_late(now) {
+                    out.push(BalancerEffect::Reply { token: late.token, reply: Reply::Failed(RequestError::RegisterUnavailable) });
+                }
                 if now >= self.next_heartbeat {
                     self.next_heartbeat = now + self.config.heartbeat_every;
                     self.dirty = true;
@@ -254,7 +262,7 @@ impl BalancerMachine {
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
         let admin = self.admins.iter().map(|admin| admin.deadline).min();
-        [Some(self.next_heartbeat), admin, self.router.next_deadline()].into_iter().flatten().min()
+        [Some(self.next_heartbeat), admin, self.router.next_deadline(), self.parked.next_deadline()].into_iter().flatten().min()
     }
 
     fn token(&mut self) -> Token {
@@ -265,7 +273,13 @@ impl BalancerMachine {
     fn request(&mut self, now: Instant, token: Token, request: Request, deadline: Instant, out: &mut Vec<BalancerEffect>) {
         match request {
             Request::Read { .. } | Request::ReadServer { .. } | Request::Write { .. } | Request::PickServer { .. } => {
-                self.router.request(now, token, request, deadline, out);
+                if self.router.knows(&request) {
+                    self.router.request(now, token, request, deadline, out);
+                } else if self.parked.count() >= self.config.requests_max {
+                    out.push(BalancerEffect::Reply { token, reply: Reply::Failed(RequestError::Overloaded) });
+                } else {
+                    self.parked.push(token, request, deadline);
+                }
             }
             Request::Init { .. } | Request::Status | Request::Add { .. } | Request::Remove { .. } | Request::Primary { .. } => {
                 if self.admins.len() >= ADMIN_MAX {
@@ -391,11 +405,20 @@ impl BalancerMachine {
                     }
                 }
                 ServerGoal::Leave => {
+                    let silent = self.observed.silence(*id, now) > self.config.replace_after;
                     let holds = map.replicas.values().any(|replica| replica.server == *id);
-                    if holds || self.drives.stopped.contains(id) {
+                    if plan::is_in_use(map, *id) {
+                        // What it holds is still needed: to be sealed, or as a source.
+                        if !silent || record.address.is_none() {
+                            continue;
+                        }
+                        out.push(BalancerEffect::Note(Note::Respawning { server: *id }));
+                        ProvisionCommand::Start { server: *id, name, number: record.number, replace: true }
+                    } else if (holds && !silent) || self.drives.stopped.contains(id) {
                         continue;
+                    } else {
+                        ProvisionCommand::Stop { server: *id, name }
                     }
-                    ProvisionCommand::Stop { server: *id, name }
                 }
             };
             self.last_token += 1;
@@ -440,6 +463,7 @@ impl BalancerMachine {
                 self.must_read = false;
                 self.next_poll = now + POLL_EVERY;
                 self.learn(now, version, map, out);
+                self.release(now, out);
             }
             (Register::Swapping { token: asked, swap }, RegisterAnswer::Swapped) if asked == token => {
                 self.register_failures = 0;
@@ -458,6 +482,15 @@ impl BalancerMachine {
             (Register::Reading { token: asked }, _) if asked == token => self.register_failed(now),
             // Not the answer to what is asked.
             (register, _) => self.register = register,
+        }
+    }
+
+    /// The register was read: whoever waited for that is routed, or waits on until this balancer has its id.
+    fn release(&mut self, now: Instant, out: &mut Vec<BalancerEffect>) {
+        if self.id.is_some() {
+            for waiting in self.parked.read_done() {
+                self.router.request(now, waiting.token, waiting.request, waiting.deadline, out);
+            }
         }
     }
 
@@ -540,7 +573,7 @@ impl BalancerMachine {
         if !self.admins.is_empty() {
             self.answer(now, out);
         }
-        if self.router.take_refresh() {
+        if self.router.take_refresh() || (!self.parked.is_empty() && self.id.is_some()) {
             self.must_read = true;
         }
         if !self.dirty && !self.must_read && !self.router.wants_session() {
@@ -558,6 +591,7 @@ impl BalancerMachine {
             Some(_) | None => {
                 let token = self.token();
                 self.register = Register::Reading { token };
+                self.parked.read_begins();
                 out.push(BalancerEffect::RegisterRead { token });
             }
         }

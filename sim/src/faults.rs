@@ -123,6 +123,15 @@ pub enum Fault {
         /// Which way.
         way: Way,
     },
+    /// The nodes are in two groups that do not hear each other; the register is with one of them.
+    Split {
+        /// One bit for each server, by id: those of the one group.
+        servers: u64,
+        /// One bit for each balancer, by place: those of the one group.
+        balancers: u64,
+        /// Whether the register is with that group.
+        register: bool,
+    },
     /// A process dies at the start and is started again at the end, unless somebody did before.
     Crash {
         /// Which.
@@ -214,9 +223,19 @@ impl Fault {
             | Self::StartsFail { place, .. } => vec![*place],
             Self::Cut { a, b, .. } => vec![*a, *b],
             Self::DiskLoss { server, .. } | Self::Rot { server, .. } | Self::StoreDown { server } => vec![Place::Server(*server)],
-            Self::PowerLoss => vec![Place::Servers, Place::Balancers],
+            Self::PowerLoss | Self::Split { .. } => vec![Place::Servers, Place::Balancers],
             Self::ProvisionFails => vec![Place::Servers],
         }
+    }
+}
+
+/// Whether a place is in the group of a split.
+#[must_use]
+pub const fn is_in_group(servers: u64, balancers: u64, place: Place) -> bool {
+    match place {
+        Place::Server(id) => id.0 < 64 && servers >> id.0 & 1 == 1,
+        Place::Balancer(place) => place < 64 && balancers >> place & 1 == 1,
+        _ => false,
     }
 }
 
@@ -244,6 +263,12 @@ impl fmt::Display for Fault {
             Self::Cut { a, b, way: Way::Both } => write!(f, "{a} and {b} are cut off"),
             Self::Cut { a, b, way: Way::Forth } => write!(f, "nothing gets from {a} to {b}"),
             Self::Cut { a, b, way: Way::Back } => write!(f, "nothing gets from {b} to {a}"),
+            Self::Split { servers, balancers, register } => {
+                write!(f, "a group of its own:")?;
+                (0..64).filter(|bit| servers >> bit & 1 == 1).try_for_each(|bit| write!(f, " s{bit}"))?;
+                (0..64).filter(|bit| balancers >> bit & 1 == 1).try_for_each(|bit| write!(f, " balancer {bit}"))?;
+                f.write_str(if *register { ", with the register" } else { ", without the register" })
+            }
             Self::Crash { place } => write!(f, "{place} is down"),
             Self::PowerLoss => f.write_str("everything is down"),
             Self::DiskLoss { server, loss } => write!(f, "{server} is down and loses its {loss:?}"),

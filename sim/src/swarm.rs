@@ -110,7 +110,7 @@ fn topology(dice: &mut Dice) -> Topology {
         balancer_count: dice.pick(&[1, 2, 2]),
         write_quorum: dice.pick(&[None, None, None, Some(1), Some(2), Some(2), Some(3), Some(5)]),
         settings: ServerSettings {
-            sessions_max: dice.pick(&[3, 3, 4, 1_024]),
+            sessions_max: dice.pick(&[1, 2, 3, 3, 3, 1_024]),
             append_entries_max: dice.pick(&[1, 2, 8, 512]),
             append_bytes_max: dice.pick(&[200, 2_000, 1 << 20]),
             log_keep_count: dice.pick(&[1, 4, 16, 1_000]),
@@ -137,7 +137,8 @@ fn topology(dice: &mut Dice) -> Topology {
             heartbeat_every: Duration::from_millis(heartbeat),
             suspect_after: Duration::from_millis(suspect),
             replace_after: Duration::from_millis(replace),
-            controller_after: dice.ms(300, 2_000),
+            // Shorter than the holder's beat: two balancers then take control from each other all the time.
+            controller_after: dice.pick(&[Duration::from_millis(50), Duration::from_millis(300), Duration::from_millis(1_500)]),
             ..BalancerConfig::default()
         },
         storage: StorageWeather {
@@ -239,7 +240,7 @@ fn admin(dice: &mut Dice, topology: &Topology, id: u32, names: &mut Vec<Box<str>
 }
 
 /// The kinds of faults that a seed may have or not.
-const KINDS: u64 = 11;
+const KINDS: u64 = 12;
 
 fn faults(dice: &mut Dice, options: &mut Dice, topology: &Topology, end: Instant) -> Vec<Window> {
     // Half of the seeds have every kind (FACTS.md: a random subset alone finds less).
@@ -328,6 +329,10 @@ fn fault(dice: &mut Dice, kind: u64, topology: &Topology) -> (Fault, Duration) {
             1 => (Fault::Rot { server: server(dice), pick: dice.below(8) }, Duration::from_millis(1)),
             _ => (Fault::ProvisionFails, outage(dice)),
         },
+        10 => {
+            let fault = Fault::Split { servers: dice.below(256), balancers: dice.below(4), register: dice.percent(50) };
+            (fault, outage(dice))
+        }
         _ => {
             // A primary that restarts again and again, faster than anyone suspects it.
             (Fault::Crash { place: Place::Server(server(dice)) }, dice.ms(1, 20))

@@ -253,6 +253,15 @@ fn next_target(map: &ClusterMap, record: &ShardRecord, current: &Configuration, 
     Some(Target { members: config.members, primary })
 }
 
+/// Whether a configuration, active or proposed, has a member on the server.
+pub(crate) fn is_in_use(map: &ClusterMap, server: ServerId) -> bool {
+    map.shards
+        .values()
+        .flat_map(|record| record.current.iter().chain(record.pending.iter()))
+        .flat_map(|config| &config.members)
+        .any(|member| map.server_of(*member) == Some(server))
+}
+
 /// Retires what no configuration has and nobody wants, and forgets what its server no longer holds (R18).
 fn retire(map: &mut ClusterMap, facts: &Facts<'_>) {
     let in_use: BTreeSet<ReplicaId> = map
@@ -269,7 +278,9 @@ fn retire(map: &mut ClusterMap, facts: &Facts<'_>) {
         }
         let wanted = map.shards.get(&record.shard).is_some_and(|shard| shard.placement.contains(&record.server));
         let server_here = map.servers.contains_key(&record.server);
-        if !server_here || (record.stage == ReplicaStage::Retired && facts.drives.retired.contains(&id)) {
+        // Gone, as its server said; or its server is stopped for good and says nothing any more.
+        let gone = facts.drives.retired.contains(&id) || facts.drives.stopped.contains(&record.server);
+        if !server_here || (record.stage == ReplicaStage::Retired && gone) {
             map.replicas.remove(&id);
         } else if !wanted && record.stage != ReplicaStage::Retired {
             map.replicas.insert(id, ReplicaRecord { stage: ReplicaStage::Retired, ..record });

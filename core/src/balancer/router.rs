@@ -293,6 +293,22 @@ impl Router {
         }
     }
 
+    /// Whether the map at hand speaks for every key of the request. If not, another balancer may have added their shard.
+    pub(crate) fn knows(&self, request: &Request) -> bool {
+        let Some(routes) = self.routes.as_ref().filter(|routes| routes.map().schema.is_some()) else { return false };
+        match request {
+            Request::Read { range, .. } => routes.covers(*range),
+            Request::Write { operations, .. } => operations.iter().all(|operation| routes.shard_at(operation.key()).is_some()),
+            Request::Init { .. }
+            | Request::Status
+            | Request::Add { .. }
+            | Request::Remove { .. }
+            | Request::ReadServer { .. }
+            | Request::Primary { .. }
+            | Request::PickServer { .. } => true,
+        }
+    }
+
     /// Nobody waits for the answer any more. What was sent goes on at the replicas; nothing is sent again.
     pub(crate) fn abandoned(&mut self, token: Token) {
         if let Some(pending) = self.requests.remove(&token) {

@@ -93,6 +93,21 @@ impl Routes {
         self.shards.get(id).filter(|route| route.range.contains(key)).map(|_| *id)
     }
 
+    /// Whether shards span every key of the range.
+    pub(crate) fn covers(&self, range: KeyRange) -> bool {
+        let mut next = range.low;
+        for (_, keys) in self.meeting(range) {
+            if keys.low != next {
+                return false;
+            }
+            if keys.high >= range.high {
+                return true;
+            }
+            next = Key(keys.high.0 + 1);
+        }
+        range.is_empty()
+    }
+
     /// The shards that meet the range, in key order, with the keys in both.
     pub(crate) fn meeting(&self, range: KeyRange) -> impl Iterator<Item = (ShardId, KeyRange)> {
         // The one that begins before the range may reach into it; ranges do not overlap.

@@ -310,6 +310,10 @@ impl World {
         shard: &str,
         operations: &[Operation],
     ) {
+        if !self.register.map.servers.contains_key(&server) {
+            // It was removed: whoever asks it asks nobody.
+            return self.client_gives_in(place);
+        }
         let deadline = self.now + planned.timeout;
         let Some(local) = self.server_local(server, deadline) else {
             return self.client_comes_again(place, attempt, false);
@@ -508,15 +512,21 @@ impl World {
             self.checks.coverage.hit(Sometimes::ClientsRetried);
             self.after(Duration(delay), Event::ClientSends { operation: place, attempt: next });
         } else {
-            running.finished = true;
-            if let Some(record) = running.record
-                && let Err(error) = self.clients.recorder.give_up(record)
-            {
-                self.checks.fail("history", || error.to_string());
-            }
-            self.tell(place, None, "no answer");
-            self.client_thinks(place);
+            self.client_gives_in(place);
         }
+    }
+
+    /// The client wants nothing any more.
+    fn client_gives_in(&mut self, place: usize) {
+        let running = &mut self.clients.operations[place];
+        running.finished = true;
+        if let Some(record) = running.record
+            && let Err(error) = self.clients.recorder.give_up(record)
+        {
+            self.checks.fail("history", || error.to_string());
+        }
+        self.tell(place, None, "no answer");
+        self.client_thinks(place);
     }
 
     fn check_reply(&mut self, place: usize, reply: &Reply) {

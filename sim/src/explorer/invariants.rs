@@ -282,8 +282,10 @@ impl Checks {
         match record {
             LogRecord::Create { replica, shard } => {
                 self.shard_mut(*shard);
-                if self.replicas.contains_key(replica) && !self.is_lost(*replica) {
-                    self.fail("R17", || format!("{server} creates {replica}, which was created before"));
+                // An id whose first life was never durable, or never promised anything, may be created once more.
+                let promised = self.graves.get(replica).map_or(Epoch(0), |log| log.promised);
+                if (self.replicas.contains_key(replica) && !self.is_lost(*replica)) || promised > Epoch(0) {
+                    self.fail("R17", || format!("{server} creates {replica}, which was created before and promised {promised}"));
                 }
                 self.replicas.insert(*replica, ReplicaKnown { shard: *shard, server, verified: LogIndex(0) });
             }
@@ -407,6 +409,9 @@ impl Checks {
 
     /// A process died: its log is what the disk holds.
     pub(super) fn on_crash(&mut self, server: ServerId, log: &LogState) {
+        let graves = &self.graves;
+        // What was not durable never was.
+        self.replicas.retain(|id, known| known.server != server || log.replicas.contains_key(id) || graves.contains_key(id));
         for (replica, known) in self.replicas.iter_mut().filter(|(_, known)| known.server == server) {
             let last = log.replicas.get(replica).map_or(LogIndex(0), |log| log.last().index);
             known.verified = known.verified.min(last);
@@ -517,7 +522,18 @@ impl Checks {
         if holders < config.write_quorum as usize {
             self.fail("I3", || format!("{config} of {shard} becomes active; {holders} members hold {last}, which is committed"));
         }
+        // R14: the barrier is on so many that the configuration can be sealed again.
         let log = self.home(config.primary).and_then(|server| written(servers, server, config.primary));
+        let barrier = log.and_then(|log| {
+            let before = log.entries.partition_point(|entry| entry.position.epoch < config.epoch);
+            log.entries.get(before).map(|entry| entry.position).filter(|position| position.epoch == config.epoch)
+        });
+        if let Some(barrier) = barrier {
+            let holders = self.holders(servers, config, barrier);
+            if holders < config.install_quorum() {
+                self.fail("R14", || format!("{config} of {shard} becomes active; {holders} members hold its barrier {barrier}"));
+            }
+        }
         if let Some(log) = log
             && !log.holds(last)
             && !self.is_lost(config.primary)

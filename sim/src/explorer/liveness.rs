@@ -71,6 +71,10 @@ impl World {
     /// What is missing, in words.
     fn missing(&mut self) -> Option<String> {
         let map = Arc::clone(&self.register.map);
+        if map.schema.is_none() && self.clients.is_set_up() {
+            // Every server was removed: that is a teardown, and nothing is left to come back.
+            return None;
+        }
         if map.schema.is_none() {
             return Some("the cluster is not initialised".to_owned());
         }

@@ -2,7 +2,7 @@
 //! was said on this link before; the windows that are open when it is sent decide what may happen. Never looks into the future.
 
 use crate::{
-    faults::{Fault, Place, Way},
+    faults::{Fault, Place, Way, is_in_group},
     keyed::{Draw, Keyed, Purpose, fold},
 };
 use twinshard_core::{
@@ -161,6 +161,12 @@ fn worsen(fate: &mut Fate, fault: &Fault, from: Place, to: Place, draw: Draw) {
         }
         Fault::Cut { a, b, way } => {
             if is_cut(*a, *b, *way, from, to) {
+                *fate = Fate::default();
+            }
+        }
+        Fault::Split { servers, balancers, .. } => {
+            let side = |place| is_in_group(*servers, *balancers, place);
+            if side(from) != side(to) {
                 *fate = Fate::default();
             }
         }

@@ -2,7 +2,7 @@
 //! that it has made.
 
 use crate::{
-    faults::{Fault, Place, RegisterFault},
+    faults::{Fault, Place, RegisterFault, is_in_group},
     keyed::{Draw, Keyed, Purpose},
 };
 use std::sync::Arc;
@@ -58,6 +58,11 @@ impl SimRegister {
         let latency = |draw: &mut Draw| Duration(draw.between(100_000, 2_500_000));
         let mut fate = Fate { effect: Some(latency(&mut draw)), answer: Some(latency(&mut draw)), unavailable: None, touched: false };
         for fault in open {
+            if let Fault::Split { servers, balancers, register } = fault
+                && is_in_group(*servers, *balancers, asker) != *register
+            {
+                return Fate { unavailable: Some(TIMEOUT), ..Fate::default() };
+            }
             if let Fault::Register { place, fault, ppm } = fault {
                 let mut own = draw.split(*fault as u64);
                 if (*place != Place::Others && *place != asker) || !own.chance(*ppm) {

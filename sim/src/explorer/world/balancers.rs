@@ -181,6 +181,7 @@ impl World {
                 Fault::StartsFail { .. }
                 | Fault::Weather { .. }
                 | Fault::Cut { .. }
+                | Fault::Split { .. }
                 | Fault::Crash { .. }
                 | Fault::PowerLoss
                 | Fault::DiskLoss { .. }

@@ -46,7 +46,7 @@ impl World {
                 self.checks.coverage.hit(Sometimes::Pauses);
                 self.set_paused(place, true);
             }
-            Fault::Cut { .. } => self.checks.coverage.hit(Sometimes::Cuts),
+            Fault::Cut { .. } | Fault::Split { .. } => self.checks.coverage.hit(Sometimes::Cuts),
             Fault::Down { .. }
             | Fault::Weather { .. }
             | Fault::SlowDisk { .. }
@@ -78,6 +78,7 @@ impl World {
             | Fault::Down { .. }
             | Fault::Weather { .. }
             | Fault::Cut { .. }
+            | Fault::Split { .. }
             | Fault::Rot { .. }
             | Fault::SlowDisk { .. }
             | Fault::StoreDown { .. }
@@ -106,6 +107,7 @@ impl World {
             Fault::StartsFail { place: Place::Servers, .. } => vec![fault],
             Fault::StartsFail { place, times } => nodes(place).into_iter().map(|place| Fault::StartsFail { place, times }).collect(),
             Fault::PowerLoss
+            | Fault::Split { .. }
             | Fault::DiskLoss { .. }
             | Fault::Rot { .. }
             | Fault::StoreDown { .. }
