@@ -129,8 +129,11 @@ pub(super) struct AtServer {
     wanted: Option<(ShardId, Target)>,
     range: KeyRange,
     limit: u32,
-    answer: Option<Result<(Vec<StoredRow>, Option<Key>), RequestError>>,
+    answer: Option<Result<ServerPage, RequestError>>,
 }
+
+/// Rows, and where to go on.
+type ServerPage = (Vec<StoredRow>, Option<Key>);
 
 impl AtServer {
     pub(super) fn new(routes: &Routes, server: &str, shard: Option<&str>, range: KeyRange, limit: u32) -> Result<Self, RequestError> {
