@@ -150,16 +150,16 @@ impl Replica {
 
     /// Planted: a second install of the epoch starts again from its own source.
     fn install_again(&mut self, now: Instant, from: NodeId, install: Install) {
-        let same = match &self.role {
-            Role::Fetching(fetch) => fetch.install.source == install.source,
-            Role::Leading(lead) => lead.stage == LeadStage::Active || lead.source == install.source,
-            Role::Backup => true,
-        };
-        if !same {
-            self.role = Role::Backup;
-            self.intake = None;
-            self.begin(now, from, install);
+        match &self.role {
+            Role::Fetching(fetch) if fetch.install.source == install.source => return,
+            Role::Fetching(_) | Role::Leading(_) | Role::Backup => {}
         }
+        self.role = Role::Backup;
+        self.intake = None;
+        if install.source == self.id && self.log.last().index > install.source_last.index {
+            self.truncate(install.source_last.index);
+        }
+        self.begin(now, from, install);
     }
 
     fn report_progress(&mut self, to: NodeId, epoch: Epoch, stage: LeadStage) {
@@ -275,7 +275,7 @@ impl Replica {
     }
 
     fn lead_with(&mut self, now: Instant, install: Install, controller: Option<NodeId>) {
-        let Install { config, source, .. } = install;
+        let config = install.config;
         let last = self.log.last().index;
         let followers: BTreeMap<_, _> =
             config.members.iter().filter(|member| **member != self.id).map(|member| (*member, Follower::new(last, now))).collect();
@@ -291,7 +291,6 @@ impl Replica {
             pending: BTreeMap::new(),
             rounds: super::read_round::Rounds::default(),
             controller,
-            source,
         }));
     }
 
@@ -317,7 +316,6 @@ impl Replica {
             pending: BTreeMap::new(),
             rounds: super::read_round::Rounds::default(),
             controller: None,
-            source: self.id,
         }));
     }
 

@@ -33,8 +33,6 @@ pub(super) struct Lead {
     pub(super) rounds: Rounds,
     /// Who asked for the installation last: told when it is done.
     pub(super) controller: Option<NodeId>,
-    /// Whose log it began with (R13).
-    pub(super) source: ReplicaId,
 }
 
 impl Lead {
@@ -152,6 +150,9 @@ impl Replica {
             let below = Position { epoch: previous.epoch, index: LogIndex(previous.index.0 - 1) };
             let committed = self.log.position(self.commit).unwrap_or(base);
             let hint = self.log.candidate(below).max(committed);
+            if self.context.planted.has(Bug::CommitsUnverified) {
+                self.commit = self.commit.max(commit.min(self.log.last().index));
+            }
             self.send(from, ReplicaBody::Mismatch { hint });
             return;
         }

@@ -107,6 +107,10 @@ impl ServerMachine {
         shard: ShardId,
         out: &mut Vec<ServerEffect>,
     ) {
+        let creates_again = self.config.planted.has(Bug::CreatesAgain);
+        if creates_again && self.replicas.get(&replica).is_some_and(|known| known.lost_reason().is_some()) {
+            self.forget(replica);
+        }
         if let Some(known) = self.replicas.get(&replica) {
             if known.lost_reason().is_none() {
                 self.answer(from, ToBalancer::Created { replica }, out);
@@ -120,7 +124,7 @@ impl ServerMachine {
         if self.removing.contains_key(&replica) {
             return;
         }
-        if self.may_create(version, owner, replica, shard) || self.config.planted.has(Bug::CreatesAgain) {
+        if self.may_create(version, owner, replica, shard) || creates_again {
             self.begin_creation(replica, shard, Some(from), out);
         }
     }
