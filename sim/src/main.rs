@@ -143,7 +143,7 @@ fn explore(arguments: &Explore) -> ExitCode {
         Search { start: arguments.start, count: arguments.seeds, jobs: arguments.jobs, planted: bug, keeps_going: arguments.keep_going },
         |_| {
             let done = done.fetch_add(1, Ordering::Relaxed) + 1;
-            if done % 1_000 == 0 {
+            if done.is_multiple_of(1_000) {
                 eprintln!("{done} seeds, {:.0} a second", done as f64 / begun.elapsed().as_secs_f64());
             }
         },

@@ -495,14 +495,16 @@ pub(crate) fn remove(
         }
         let (name, current) = (record.name.clone(), record.current.clone());
         let mut placement: BTreeSet<ServerId> = record.placement.iter().copied().filter(|server| !leaving.contains(server)).collect();
-        // The last replica, or the write quorum, is first brought up elsewhere.
-        let needed = next.settings.write_quorum.map_or(1, |quorum| quorum as usize).min(record.placement.len());
-        while placement.len() < needed {
+        // The last replica, or the write quorum, is first brought up elsewhere. A quorum that the settings fix must be kept; another one
+        // shrinks with the members where there is no room.
+        let fixed = next.settings.write_quorum.map_or(1, |quorum| quorum as usize).min(record.placement.len());
+        let quorum = current.as_ref().map_or(1, |current| current.write_quorum as usize);
+        while placement.len() < fixed.max(quorum) {
             let load = |server: ServerId| next.shards.values().filter(|record| record.placement.contains(&server)).count();
             let free = staying.iter().copied().filter(|server| !placement.contains(server));
             match free.min_by_key(|server| (load(*server), *server)) {
                 Some(server) => placement.insert(server),
-                None if accept_data_loss && !placement.is_empty() => break,
+                None if placement.len() >= fixed || (accept_data_loss && !placement.is_empty()) => break,
                 None => return Err(refused(format!("Shard {} would lose its last replica or its write quorum", quoted(&name)))),
             };
         }

@@ -123,7 +123,7 @@ fn is_stuck(map: &ClusterMap, shard: ShardId, record: &ShardRecord, pending: &Co
     if stood.0 < patience.0 + jitter.0 {
         // Not so patient when it is clear that it cannot go on.
         let primary_gone = map.server_of(pending.primary).is_none_or(|server| observed.silence(server, now) > FAIL_OVER_AFTER)
-            || !map.replicas.get(&pending.primary).is_some_and(|replica| replica.stage == ReplicaStage::Ready);
+            || map.replicas.get(&pending.primary).is_none_or(|replica| replica.stage != ReplicaStage::Ready);
         return primary_gone && stood.0 > jitter.0;
     }
     // It stood still. A new one helps only if the current members can be sealed.

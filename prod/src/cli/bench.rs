@@ -61,6 +61,9 @@ pub struct Bench {
     json: bool,
 }
 
+/// Method, path, body, key and value of the request of that number.
+type MakeRequest = fn(&Plan, u64, &mut ChaCha8Rng) -> (Method, &'static str, Value, i64, u64);
+
 /// What came of one phase.
 #[derive(Debug, Serialize)]
 struct Phase {
@@ -160,12 +163,7 @@ impl Bench {
         Ok(phase.await?.0)
     }
 
-    async fn phase(
-        &self,
-        what: &'static str,
-        plan: &Arc<Plan>,
-        make: fn(&Plan, u64, &mut ChaCha8Rng) -> (Method, &'static str, Value, i64, u64),
-    ) -> Result<(Phase, Vec<WriteRecord>), Failure> {
+    async fn phase(&self, what: &'static str, plan: &Arc<Plan>, make: MakeRequest) -> Result<(Phase, Vec<WriteRecord>), Failure> {
         let bar = if self.json { ProgressBar::hidden() } else { ProgressBar::new(self.requests) };
         if let Ok(style) = ProgressStyle::with_template("{msg:6} {bar:40} {pos}/{len} {per_sec} {elapsed}") {
             bar.set_style(style);

@@ -97,7 +97,7 @@ impl Plan {
         for (place, (name, dtype)) in self.columns.iter().enumerate() {
             let value = match (place, dtype.as_str()) {
                 (0, "String") => json!(number.to_string()),
-                (_, "Boolean") => json!(number % 2 == 0),
+                (_, "Boolean") => json!(number.is_multiple_of(2)),
                 (_, "String") => json!((number % 100).to_string()),
                 (0, _) => json!(number),
                 (_, _) => json!(number % 100),

@@ -199,11 +199,16 @@ impl BalancerCommand {
         let router = http::balancer::router(balancer.handle(), settings.clone());
         let stopper = balancer.stop();
         let watch = stopper.watch();
-        ready(http);
+        // Before its id is minted it would refuse every request.
+        let mut stop = std::pin::pin!(stop);
+        tokio::select! {
+            is_ready = async { balancer.handle().ready().await } => if is_ready { ready(http) },
+            () = &mut stop => stopper.stop(),
+        }
         let serve = http::serve::<TokioNetwork>(listener, router, settings, watch);
         let mut serve = std::pin::pin!(serve);
         tokio::select! {
-            () = stop => stopper.stop(),
+            () = &mut stop, if !*stopper.watch().borrow() => stopper.stop(),
             () = &mut serve => {}
         }
         if *stopper.watch().borrow() {

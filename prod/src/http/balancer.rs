@@ -43,7 +43,6 @@ struct App {
 }
 
 /// The router of a balancer.
-#[must_use]
 pub fn router(handle: BalancerHandle, settings: HttpSettings) -> Router {
     let guarded = Guard::new(&settings);
     let app = App { handle, settings: Arc::new(settings), started: Instant::now() };

@@ -52,7 +52,6 @@ struct App {
 }
 
 /// The router of a server.
-#[must_use]
 pub fn router(handle: ServerHandle, identity: ServerIdentity, settings: HttpSettings) -> Router {
     let guarded = Guard::new(&settings);
     let app = App { handle, identity: Arc::new(identity), settings: Arc::new(settings) };
