@@ -1,6 +1,10 @@
 //! Tests that need more than one crate, as one binary. Nothing here is used by anything else.
 
 #[cfg(test)]
+mod determinism;
+#[cfg(test)]
 mod processes;
+#[cfg(test)]
+mod scenarios;
 #[cfg(test)]
 mod tidy;
