@@ -121,9 +121,6 @@ impl Scatter {
     }
 }
 
-/// Rows of one replica and where the next page begins.
-type ServerPage = (Vec<StoredRow>, Option<Key>);
-
 /// A read of what one server holds.
 #[derive(Clone, Debug)]
 pub(super) struct AtServer {
