@@ -3,6 +3,8 @@
 #[cfg(test)]
 mod determinism;
 #[cfg(test)]
+mod planted;
+#[cfg(test)]
 mod processes;
 #[cfg(test)]
 mod scenarios;

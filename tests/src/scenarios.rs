@@ -10,7 +10,8 @@ const SEED: u64 = 1;
 fn files() -> Vec<std::path::PathBuf> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("scenarios");
     let entries = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
-    let mut files: Vec<_> = entries.filter(|path| path.extension().is_some_and(|kind| kind == "toml") && !path.ends_with("Cargo.toml")).collect();
+    let mut files: Vec<_> =
+        entries.filter(|path| path.extension().is_some_and(|kind| kind == "toml") && !path.ends_with("Cargo.toml")).collect();
     files.sort();
     files
 }
