@@ -5,6 +5,7 @@ pub mod balancer;
 pub mod error;
 mod guard;
 mod json;
+mod leftover;
 pub mod server;
 mod stream;
 
@@ -30,6 +31,7 @@ use tokio::{
     task::JoinSet,
     time::{sleep, timeout},
 };
+use twinshard_core::command::OnConflict;
 
 /// What bounds HTTP.
 #[derive(Clone, Debug)]
@@ -50,6 +52,8 @@ pub struct HttpSettings {
     pub connections_max: usize,
     /// The most requests under way; one more is answered 503 at once.
     pub requests_max: usize,
+    /// What writes do with a key that exists, where neither the request nor /init says.
+    pub on_conflict: OnConflict,
     /// Whether any Host but localhost, 127.0.0.1 and [::1] is refused (DESIGN 8: on loopback).
     pub loopback_hosts_only: bool,
 }
@@ -65,6 +69,7 @@ impl Default for HttpSettings {
             page_rows: 2_048,
             connections_max: 4_096,
             requests_max: 4_096,
+            on_conflict: OnConflict::Replace,
             loopback_hosts_only: true,
         }
     }
@@ -139,12 +144,15 @@ struct Call {
 impl Call {
     async fn read(request: Request, settings: &HttpSettings) -> Result<Self, ApiError> {
         let (parts, body) = request.into_parts();
+        // Told at once, so that a client that asked first (Expect: 100-continue) sends nothing in vain.
+        if http_body::Body::size_hint(&body).lower() > settings.body_bytes_max as u64 {
+            return Err(ApiError::body_too_large(settings.body_bytes_max));
+        }
         let body = timeout(settings.read_timeout, Limited::new(body, settings.body_bytes_max).collect()).await;
         let body = match body {
             Ok(Ok(body)) => body.to_bytes(),
             Ok(Err(error)) if error.is::<LengthLimitError>() => {
-                let words = format!("The body is larger than {} bytes", settings.body_bytes_max);
-                return Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "body-too-large", words));
+                return Err(ApiError::body_too_large(settings.body_bytes_max));
             }
             Ok(Err(error)) => {
                 return Err(ApiError::new(StatusCode::BAD_REQUEST, "bad-body", format!("The body could not be read: {error}")));
@@ -154,7 +162,7 @@ impl Call {
         let json = if body.iter().all(u8::is_ascii_whitespace) {
             Value::Object(serde_json::Map::new())
         } else {
-            serde_json::from_slice(&body)
+            json::parse(&body)
                 .map_err(|error| ApiError::new(StatusCode::BAD_REQUEST, "bad-json", format!("The body is not JSON: {error}")))?
         };
         if !json.is_object() {
@@ -182,7 +190,7 @@ fn allow(request: &Request, methods: &[Method]) -> Result<(), ApiError> {
     }
     let list: Vec<&str> = methods.iter().map(Method::as_str).collect();
     let words = format!("{} is not a method of {}; use {}", request.method(), request.uri().path(), list.join(" or "));
-    Err(ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", words))
+    Err(ApiError::method_not_allowed(words, list.join(", ")))
 }
 
 fn json_response(status: StatusCode, body: &Value) -> Response {

@@ -98,6 +98,11 @@ fn check_name(kind: &str, name: &str) -> Result<(), RequestError> {
     }
 }
 
+/// The name of a shard stands beside `status` in the answers that list rows by shard.
+fn check_shard_name(name: &str) -> Result<(), RequestError> {
+    if name == "status" { Err(invalid("'status' cannot be a shard's name: answers use it")) } else { check_name("shard", name) }
+}
+
 /// The number of a server: its name's trailing digits where free, else the next free number (API.md).
 fn number_for(map: &ClusterMap, name: &str) -> u64 {
     let taken: BTreeSet<u64> = map.servers.values().map(|record| record.number).collect();
@@ -126,7 +131,7 @@ fn check_shards(shards: &[NewShard], by_name: bool) -> Result<(), RequestError> 
     let mut names = BTreeSet::new();
     let mut ranges: Vec<(i64, i64, &str)> = Vec::new();
     for NewShard { name, low, size } in shards {
-        check_name("shard", name)?;
+        check_shard_name(name)?;
         if !names.insert(name) {
             return Err(invalid(format!("Shard {} stands twice", quoted(name))));
         }
@@ -241,7 +246,8 @@ pub(crate) fn init(map: &ClusterMap, request: &Init<'_>) -> Result<(ClusterMap, 
 
     let mut next = map.clone();
     next.schema = Some(request.schema.clone());
-    next.settings.on_conflict = request.on_conflict.unwrap_or(next.settings.on_conflict);
+    // Not what a cluster had that was torn down before.
+    next.settings.on_conflict = request.on_conflict.unwrap_or_default();
     let mut shards = BTreeMap::new();
     for shard in request.shards {
         shards.insert(&*shard.name, add_shard(&mut next, shard));
@@ -388,8 +394,12 @@ pub(crate) fn add(
     Ok((next, Goal::Added { servers: ids, names: given_names, shards }))
 }
 
+/// `Server[5]`: asks for a free generated name.
 fn is_template(name: &str) -> bool {
-    name.contains('[') || name.contains(']')
+    name.strip_suffix(']').and_then(|name| name.split_once('[')).is_some_and(|(stem, hint)| {
+        let is_plain = |part: &str| part.is_empty() || is_name(part);
+        is_plain(stem) && is_plain(hint)
+    })
 }
 
 /// The same /add again, while the first is under way: every name is there, as asked, and something is not yet done.
@@ -454,6 +464,7 @@ pub(crate) fn remove(
         }
         leaving.push(id);
     }
+    let are_all_named = run.iter().all(|id| leaving.contains(id));
     let on_their_way = leaving.iter().filter(|id| !run.contains(id)).count() as u64;
     if count > run.len() as u64 + on_their_way {
         return Err(invalid(format!("There are only {} servers to remove", run.len())));
@@ -471,6 +482,8 @@ pub(crate) fn remove(
     let mut rest: Vec<ServerId> = run.iter().copied().filter(|id| !leaving.contains(id)).collect();
     rest.sort_by_key(cost);
     leaving.extend(rest.into_iter().take(usize::try_from(count).unwrap_or(usize::MAX).saturating_sub(leaving.len())));
+    // In the order in which they came.
+    leaving.sort_unstable();
     let leaving_names: Vec<Box<str>> = leaving.iter().filter_map(|id| map.servers.get(id)).map(|record| record.name.clone()).collect();
 
     let mut next = map.clone();
@@ -480,6 +493,11 @@ pub(crate) fn remove(
         }
     }
     if run.iter().all(|id| leaving.contains(id)) {
+        // Data goes with the last server only where each was named, or its loss was accepted.
+        if let Some(shard) = map.shards.values().next().filter(|_| !are_all_named && !accept_data_loss) {
+            let words = format!("Shard {} would lose its last replica: name all servers to tear the cluster down", quoted(&shard.name));
+            return Err(refused(words));
+        }
         // A teardown: nothing is left to hold anything. What is on disk stays there.
         next.shards.clear();
         next.replicas.clear();
@@ -557,3 +575,6 @@ pub(crate) fn move_primary(
     }
     Ok((next, Goal::Moved { shard, from }))
 }
+
+#[cfg(test)]
+mod tests;

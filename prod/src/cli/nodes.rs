@@ -33,6 +33,7 @@ use tokio::{
 };
 use twinshard_core::{
     balancer::{BalancerConfig, Policy},
+    command::OnConflict,
     id::{ClusterId, OwnerNumber, ServerId},
     map::Address,
     planted::Planted,
@@ -59,6 +60,56 @@ impl PolicyArg {
             Self::Classic => "classic",
             Self::LeastLoaded => "least-loaded",
         }
+    }
+}
+
+/// What a write does with a key that exists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OnConflictArg {
+    /// The new row takes the place of the old.
+    Replace,
+    /// Nothing of that shard's part is applied: 409.
+    Error,
+    /// The old row stays.
+    Skip,
+}
+
+impl OnConflictArg {
+    /// As it stands on the command line.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Replace => "replace",
+            Self::Error => "error",
+            Self::Skip => "skip",
+        }
+    }
+}
+
+impl From<OnConflictArg> for OnConflict {
+    fn from(arg: OnConflictArg) -> Self {
+        match arg {
+            OnConflictArg::Replace => Self::Replace,
+            OnConflictArg::Error => Self::Error,
+            OnConflictArg::Skip => Self::Skip,
+        }
+    }
+}
+
+/// What a balancer is told of its work.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct Choices {
+    /// How reads are spread over replicas
+    #[arg(long, value_enum, default_value_t = PolicyArg::Ring)]
+    pub policy: PolicyArg,
+    /// What writes do with a key that exists, where neither the request nor its /init says
+    #[arg(long, value_enum, default_value_t = OnConflictArg::Replace)]
+    pub on_conflict: OnConflictArg,
+}
+
+impl From<PolicyArg> for Choices {
+    fn from(policy: PolicyArg) -> Self {
+        Self { policy, on_conflict: OnConflictArg::Replace }
     }
 }
 
@@ -118,9 +169,8 @@ pub struct BalancerCommand {
     /// Where clients are served
     #[arg(long, default_value = "127.0.0.1:5000", value_parser = loopback)]
     listen: SocketAddr,
-    /// How reads are spread over replicas
-    #[arg(long, value_enum, default_value_t = PolicyArg::Ring)]
-    policy: PolicyArg,
+    #[command(flatten)]
+    choices: Choices,
 }
 
 impl BalancerCommand {
@@ -188,14 +238,14 @@ impl BalancerCommand {
         let register = RedbRegister::open(&self.node.dir.join("register.redb"), self.node.cluster)?;
         let listener = listen(&node.network, self.listen).await?;
         let http = TokioNetwork::local_address(&listener)?;
-        let policy = match self.policy {
+        let policy = match self.choices.policy {
             PolicyArg::Ring => Policy::Ring,
             PolicyArg::Classic => Policy::Classic,
             PolicyArg::LeastLoaded => Policy::LeastLoaded,
         };
         let config = BalancerConfig { policy, seed: node.entropy.below(u64::MAX), ..BalancerConfig::default() };
         let balancer = BalancerNode::start(BalancerParts { node, config, register, provisioner }).await?;
-        let settings = HttpSettings::default();
+        let settings = HttpSettings { on_conflict: self.choices.on_conflict.into(), ..HttpSettings::default() };
         let router = http::balancer::router(balancer.handle(), settings.clone());
         let stopper = balancer.stop();
         let watch = stopper.watch();

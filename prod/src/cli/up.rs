@@ -1,7 +1,7 @@
 //! `twinshard up`: a cluster of processes on this machine. The supervisor that it runs owns every process and nothing else: what the
 //! cluster is stands in the register, which the balancer keeps.
 
-use super::{Failure, nodes::PolicyArg};
+use super::{Failure, nodes::Choices};
 use crate::provision::{
     process::{ProcessProvisioner, ProcessSettings},
     supervised::{FromBalancer, serve_balancer},
@@ -49,9 +49,8 @@ pub struct Up {
     /// Where the cluster lives; made if it is not there
     #[arg(long, default_value = "data")]
     dir: PathBuf,
-    /// How reads are spread over replicas
-    #[arg(long, value_enum, default_value_t = PolicyArg::Ring)]
-    policy: PolicyArg,
+    #[command(flatten)]
+    choices: Choices,
 }
 
 impl Up {
@@ -63,7 +62,7 @@ impl Up {
         super::log_to_stderr();
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
-        let cluster = LocalCluster::start(&self.dir, self.port, self.policy).await?;
+        let cluster = LocalCluster::start(&self.dir, self.port, self.choices).await?;
         println!("Twinshard is ready on http://{}  (data in {})", cluster.http, self.dir.display());
         println!();
         println!("Set it up with the course's default cluster:");
@@ -99,7 +98,7 @@ impl LocalCluster {
     ///
     /// # Errors
     /// If the directory is in use or not usable, the port is taken, or the balancer does not come up.
-    pub async fn start(dir: &Path, port: u16, policy: PolicyArg) -> Result<Self, Failure> {
+    pub async fn start(dir: &Path, port: u16, choices: impl Into<Choices>) -> Result<Self, Failure> {
         std::fs::create_dir_all(dir).map_err(|error| Failure::new(format!("could not make {}: {error}", dir.display())))?;
         let dir = dir.canonicalize()?;
         let lock = lock(&dir).await?;
@@ -111,7 +110,7 @@ impl LocalCluster {
         let provisioner = Arc::new(ProcessProvisioner::new(settings));
         let (stop, stopped) = watch::channel(false);
         let (ready, mut served) = watch::channel(None);
-        let balancer = Balancer { program, dir, cluster, port, policy };
+        let balancer = Balancer { program, dir, cluster, port, choices: choices.into() };
         let keeper = tokio::spawn(keep_balancer(balancer, Arc::clone(&provisioner), stopped, ready));
         let started = served.wait_for(Option::is_some).await.map(|value| value.clone());
         match started {
@@ -137,7 +136,7 @@ struct Balancer {
     dir: PathBuf,
     cluster: ClusterId,
     port: u16,
-    policy: PolicyArg,
+    choices: Choices,
 }
 
 impl Balancer {
@@ -153,7 +152,9 @@ impl Balancer {
             .arg("--listen")
             .arg(format!("127.0.0.1:{}", self.port))
             .arg("--policy")
-            .arg(self.policy.name())
+            .arg(self.choices.policy.name())
+            .arg("--on-conflict")
+            .arg(self.choices.on_conflict.name())
             .arg("--child")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

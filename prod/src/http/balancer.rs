@@ -10,7 +10,7 @@ use super::{
 use crate::handle::BalancerHandle;
 use axum::{
     Router,
-    extract::{Path, Request, State},
+    extract::{Request, State},
     http::{HeaderValue, Method, StatusCode, header},
     middleware,
     response::{IntoResponse, Response},
@@ -110,7 +110,7 @@ async fn init(State(app): State<App>, request: Request) -> Answer {
         Some(servers) => Some(json::servers(servers)?),
     };
     let server_count = json::optional_count(&call.json, "N")?;
-    let on_conflict = json::on_conflict(&call.json)?;
+    let on_conflict = Some(json::on_conflict(&call.json)?.unwrap_or(app.settings.on_conflict));
     let request = twinshard_core::request::Request::Init { server_count, schema, shards, servers, on_conflict, by_name: false };
     match app.ask(request, app.settings.admin_timeout).await? {
         Reply::Initialised => Ok(json_response(StatusCode::OK, &json!({ "message": "Configured Database", "status": "success" }))),
@@ -287,15 +287,17 @@ async fn add(State(app): State<App>, request: Request) -> Answer {
         }
     };
     let bare = servers.is_empty() && new_shards.is_empty();
+    let shard_names: Vec<String> = new_shards.iter().map(|shard| shard.name.to_string()).collect();
     let request = twinshard_core::request::Request::Add { server_count, new_shards, servers, strict: !stage_one };
     match app.ask(request, app.settings.admin_timeout).await? {
         Reply::Added { .. } if stage_one || (bare && app.map()?.schema.is_none()) => Ok(replicas_answer(&*app.map()?)),
         Reply::Added { server_count, servers } => {
-            let names: Vec<String> = servers.iter().map(|name| spaced(name, ':')).collect();
+            // Where no server was added, the shards are what was.
+            let names: Vec<String> = if servers.is_empty() { shard_names } else { servers.iter().map(|name| spaced(name, ':')).collect() };
             let list = match names.split_last() {
                 Some((last, rest)) if !rest.is_empty() => format!("{} and {last}", rest.join(", ")),
                 Some((last, _)) => last.clone(),
-                None => String::new(),
+                None => "nothing".to_owned(),
             };
             let body = json!({ "N": server_count, "message": format!("Add {list}"), "status": "successful" });
             Ok(json_response(StatusCode::OK, &body))
@@ -337,7 +339,7 @@ async fn remove(State(app): State<App>, request: Request) -> Answer {
     }
 }
 
-/// What stands in `call` of the key, under the schema's name or the course's.
+/// What stands in `call` of the key, and its name in the schema.
 fn key_field<'a>(call: &'a Call, schema: &Schema) -> Result<(&'a Value, String), ApiError> {
     let name = schema.key_name();
     json::field(&call.json, name).map(|value| (value, name.to_owned()))
@@ -350,19 +352,28 @@ fn with_session(mut response: Response, seen: &BTreeMap<ShardId, LogIndex>) -> R
     response
 }
 
+/// What the client's session had seen before, by its header.
+fn session(call: &Call) -> Result<BTreeMap<ShardId, LogIndex>, ApiError> {
+    Ok(call.header(SESSION)?.map(json::session_token).transpose()?.unwrap_or_default())
+}
+
 /// What a session has seen in all.
-fn merged(token: Option<&str>, seen: impl Iterator<Item = (ShardId, LogIndex)>) -> Result<BTreeMap<ShardId, LogIndex>, ApiError> {
-    let mut merged = token.map(json::session_token).transpose()?.unwrap_or_default();
+fn merged(mut session: BTreeMap<ShardId, LogIndex>, seen: impl Iterator<Item = (ShardId, LogIndex)>) -> BTreeMap<ShardId, LogIndex> {
     for (shard, index) in seen {
-        let known = merged.entry(shard).or_default();
+        let known = session.entry(shard).or_default();
         *known = index.max(*known);
     }
-    Ok(merged)
+    session
+}
+
+/// Whether an Accept header names the format of one row a line.
+fn wants_lines(accept: &str) -> bool {
+    accept.split(',').filter_map(|media| media.split(';').next()).any(|media| media.trim().eq_ignore_ascii_case("application/x-ndjson"))
 }
 
 async fn read(State(app): State<App>, request: Request) -> Answer {
     allow(&request, &[Method::GET, Method::POST])?;
-    let lines = request.headers().get(header::ACCEPT).is_some_and(|accept| accept.as_bytes().starts_with(b"application/x-ndjson"));
+    let lines = request.headers().get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).is_some_and(wants_lines);
     let call = Call::read(request, &app.settings).await?;
     let schema = app.schema()?;
     let (value, name) = key_field(&call, &schema)?;
@@ -379,14 +390,14 @@ async fn read(State(app): State<App>, request: Request) -> Answer {
         }
         range.low = cursor;
     }
-    let token = call.header(SESSION)?.map(str::to_owned);
-    let consistency = json::consistency(&call.json, token.as_deref())?;
+    let session = session(&call)?;
+    let consistency = json::consistency(&call.json, &session)?;
     let format = Format { schema, versions: json::flag(&call.json, "versions")?, lines };
 
     let map = app.map()?;
     let deadline = Instant::now() + app.settings.request_timeout;
     let first = page(&app, range, limit, &consistency, deadline).await?;
-    let seen = merged(token.as_deref(), first.seen.iter().map(|(shard, index)| (*shard, *index)))?;
+    let seen = merged(session, first.seen.iter().map(|(shard, index)| (*shard, *index)));
     let names = first.shards_queried.clone();
     let stale = (consistency == Consistency::Stale).then(|| {
         let by_name = |values: Vec<(ShardId, u64)>| -> Map<String, Value> {
@@ -450,9 +461,10 @@ async fn page(app: &App, range: KeyRange, left: Option<u32>, consistency: &Consi
     }
 }
 
-async fn read_server(State(app): State<App>, Path(server): Path<String>, request: Request) -> Answer {
+async fn read_server(State(app): State<App>, request: Request) -> Answer {
     allow(&request, &[Method::GET])?;
-    let server: Box<str> = server.into();
+    // As it stands: no name of a server has anything to decode.
+    let server: Box<str> = request.uri().path().trim_start_matches("/read/").into();
     let ask = |app: App, server: Box<str>, shard: Option<Box<str>>, from: Key| async move {
         let range = KeyRange { low: from, high: KeyRange::ALL.high };
         let request = twinshard_core::request::Request::ReadServer { server, shard, range, limit: app.settings.page_rows };
@@ -519,7 +531,8 @@ pub(super) fn inserts(rows: Vec<Row>, on_conflict: Option<OnConflict>) -> Vec<Op
 }
 
 async fn execute(app: &App, call: &Call, operations: Vec<Operation>, on_conflict: Option<OnConflict>, message: String) -> Answer {
-    let idempotency = idempotency(call)?;
+    // Before anything is applied: a header that cannot be read refuses the request whole.
+    let (idempotency, session) = (idempotency(call)?, session(call)?);
     let request = twinshard_core::request::Request::Write { operations, on_conflict, idempotency };
     let (response, seen) = match app.handle.ask(request, app.settings.request_timeout).await {
         Reply::Written(Written { seen, skipped_count, .. }) => {
@@ -536,7 +549,7 @@ async fn execute(app: &App, call: &Call, operations: Vec<Operation>, on_conflict
         }
         other => return Err(unexpected(&other)),
     };
-    let seen = merged(call.header(SESSION)?, seen.into_iter().map(|(shard, position)| (shard, position.index)))?;
+    let seen = merged(session, seen.into_iter().map(|(shard, position)| (shard, position.index)));
     Ok(with_session(response, &seen))
 }
 

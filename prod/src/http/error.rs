@@ -16,7 +16,9 @@ pub struct ApiError {
     message: String,
     applied: Applied,
     retryable: bool,
-    shards: Option<Value>,
+    shards: Option<Box<Value>>,
+    /// The methods that the path has, for a 405 (RFC 9110, section 15.5.6).
+    allow: Option<Box<str>>,
 }
 
 impl ApiError {
@@ -24,7 +26,7 @@ impl ApiError {
     #[must_use]
     pub fn new(status: StatusCode, code: &'static str, words: impl AsRef<str>) -> Self {
         let message = format!("<Error> {}", words.as_ref());
-        Self { status, code, message, applied: Applied::No, retryable: false, shards: None }
+        Self { status, code, message, applied: Applied::No, retryable: false, shards: None, allow: None }
     }
 
     /// 400.
@@ -37,6 +39,18 @@ impl ApiError {
     #[must_use]
     pub fn verbatim(code: &'static str, words: &str) -> Self {
         Self { message: words.to_owned(), ..Self::new(StatusCode::BAD_REQUEST, code, "") }
+    }
+
+    /// 405.
+    #[must_use]
+    pub fn method_not_allowed(words: impl AsRef<str>, allow: String) -> Self {
+        Self { allow: Some(allow.into()), ..Self::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", words) }
+    }
+
+    /// 413.
+    #[must_use]
+    pub fn body_too_large(bytes_max: usize) -> Self {
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "body-too-large", format!("The body is larger than the {bytes_max} bytes allowed"))
     }
 
     /// 503: nothing was applied, ask again.
@@ -60,6 +74,9 @@ impl ApiError {
             "parts-differ" => "`shards` says what became of each shard's part; repeat the parts that were not applied",
             "cluster-owned" => "POST /init or /add at the balancer",
             "method-not-allowed" => "see the message for the methods of this path",
+            "no-such-endpoint" => "check the path; nothing was changed",
+            "no-such-shard" | "no-such-server" => "GET /status at the balancer lists the servers and their shards",
+            "internal" => "this is a fault of the program: see its messages",
             "body-too-large" | "too-many-rows" => "send it in several requests",
             "forbidden-host" | "forbidden-origin" => "web pages may not use this API",
             _ => "correct the request; nothing was changed",
@@ -90,7 +107,7 @@ impl From<RequestError> for ApiError {
                         (name.to_string(), value)
                     })
                     .collect();
-                Some(Value::Object(parts))
+                Some(Box::new(Value::Object(parts)))
             }
             _ => None,
         };
@@ -101,6 +118,7 @@ impl From<RequestError> for ApiError {
             applied: error.applied(),
             retryable: error.retryable(),
             shards,
+            allow: None,
         }
     }
 }
@@ -125,11 +143,14 @@ impl IntoResponse for ApiError {
             "hint": self.hint(),
         });
         if let Some(shards) = self.shards {
-            body["shards"] = shards;
+            body["shards"] = *shards;
         }
         let mut response = super::json_response(self.status, &body);
         if self.status == StatusCode::SERVICE_UNAVAILABLE {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        if let Some(allow) = self.allow.and_then(|allow| HeaderValue::from_str(&allow).ok()) {
+            response.headers_mut().insert(header::ALLOW, allow);
         }
         response
     }

@@ -2,8 +2,13 @@
 
 use super::error::ApiError;
 use axum::http::StatusCode;
-use serde_json::{Map, Value as Json};
-use std::{collections::BTreeMap, fmt::Write};
+use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
+use serde_json::{Map, Number, Value as Json};
+use std::{
+    borrow::Cow,
+    collections::BTreeMap,
+    fmt::{self, Write},
+};
 use twinshard_core::{
     command::OnConflict,
     id::{LogIndex, ShardId},
@@ -11,6 +16,76 @@ use twinshard_core::{
     schema::{Column, ColumnType, Schema},
     value::{Finite, Key, KeyRange, Row, StoredRow, TEXT_BYTES_MAX, Value},
 };
+
+/// Reads a body. A name that stands twice in one object is refused: two servers or two values of a column would silently become one.
+pub(super) fn parse(body: &[u8]) -> Result<Json, serde_json::Error> {
+    serde_json::from_slice::<Strict>(body).map(|Strict(json)| json)
+}
+
+struct Strict(Json);
+
+impl<'de> Deserialize<'de> for Strict {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(StrictVisitor).map(Self)
+    }
+}
+
+struct StrictVisitor;
+
+impl<'de> Visitor<'de> for StrictVisitor {
+    type Value = Json;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("JSON")
+    }
+
+    fn visit_unit<E>(self) -> Result<Json, E> {
+        Ok(Json::Null)
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Json, E> {
+        Ok(Json::Bool(value))
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Json, E> {
+        Ok(Json::from(value))
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Json, E> {
+        Ok(Json::from(value))
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Json, E> {
+        Ok(Number::from_f64(value).map_or(Json::Null, Json::Number))
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Json, E> {
+        Ok(Json::String(value.to_owned()))
+    }
+
+    fn visit_string<E>(self, value: String) -> Result<Json, E> {
+        Ok(Json::String(value))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Json, A::Error> {
+        let mut list = Vec::new();
+        while let Some(Strict(item)) = items.next_element()? {
+            list.push(item);
+        }
+        Ok(Json::Array(list))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<Json, A::Error> {
+        let mut map = Map::new();
+        while let Some((name, Strict(value))) = fields.next_entry::<String, Strict>()? {
+            if map.contains_key(&name) {
+                return Err(A::Error::custom(format_args!("'{}' stands twice in one object", short_text(&name))));
+            }
+            map.insert(name, value);
+        }
+        Ok(Json::Object(map))
+    }
+}
 
 /// A field that must be there.
 pub(super) fn field<'a>(json: &'a Json, name: &str) -> Result<&'a Json, ApiError> {
@@ -75,13 +150,15 @@ pub(super) fn texts(value: &Json, name: &str) -> Result<Vec<Box<str>>, ApiError>
 
 /// A value as an error shows it.
 fn short(value: &Json) -> String {
-    let mut words = value.to_string();
-    if words.len() > 60 {
-        let end = (0..=57).rev().find(|end| words.is_char_boundary(*end)).unwrap_or(0);
-        words.truncate(end);
-        words.push_str("...");
+    short_text(&value.to_string()).into_owned()
+}
+
+fn short_text(text: &str) -> Cow<'_, str> {
+    if text.len() <= 60 {
+        return text.into();
     }
-    words
+    let end = (0..=57).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
+    format!("{}...", &text[..end]).into()
 }
 
 /// `{"columns": [..], "dtypes": [..]}`.
@@ -105,6 +182,7 @@ pub(super) fn shards(value: &Json, key_name: &str) -> Result<Vec<NewShard>, ApiE
     let own = format!("{key_name}_low");
     let mut shards = Vec::new();
     for item in list(value, "shards")? {
+        object(item, "a shard")?;
         let low = item.get(&own).or_else(|| item.get("Stud_id_low"));
         let low = low.ok_or_else(|| ApiError::invalid(format!("A shard lacks '{own}'")))?;
         let Key(low) = key(low, &own)?;
@@ -151,12 +229,12 @@ pub(super) fn range(value: &Json, name: &str) -> Result<KeyRange, ApiError> {
     key(value, name).map(KeyRange::one)
 }
 
-/// What a read must have seen, with the session's token where it wants one.
-pub(super) fn consistency(json: &Json, token: Option<&str>) -> Result<Consistency, ApiError> {
+/// What a read must have seen; `session` is what the client's session has.
+pub(super) fn consistency(json: &Json, session: &BTreeMap<ShardId, LogIndex>) -> Result<Consistency, ApiError> {
     match json.get("consistency").filter(|value| !value.is_null()).map(|value| text(value, "consistency")).transpose()? {
         None | Some("linearizable") => Ok(Consistency::Linearizable),
         Some("stale") => Ok(Consistency::Stale),
-        Some("session") => Ok(Consistency::Session(token.map(session_token).transpose()?.unwrap_or_default())),
+        Some("session") => Ok(Consistency::Session(session.clone())),
         Some(other) => Err(ApiError::invalid(format!("'consistency' must be linearizable, session or stale, not '{other}'"))),
     }
 }
@@ -300,3 +378,6 @@ pub(super) fn write_text(text: &str, out: &mut Vec<u8>) {
     }
     out.push(b'"');
 }
+
+#[cfg(test)]
+mod tests;

@@ -89,6 +89,26 @@ impl App {
         self.map()?.schema.clone().map(Arc::new).ok_or_else(|| RequestError::NotInitialised.into())
     }
 
+    /// Refuses a shard that is not on this server: to wait for it would help nobody.
+    async fn holds(&self, shard: &str) -> Result<(), ApiError> {
+        let map = self.map()?;
+        let Some(record) = map.shard_named(shard).and_then(|id| map.shards.get(&id)) else {
+            return Err(RequestError::NoSuchShard(shard.into()).into());
+        };
+        if map.server_named(&self.identity.name).is_some_and(|server| record.placement.contains(&server)) {
+            return Ok(());
+        }
+        // One that is on its way out still has it.
+        match self.ask(ServerRequest::Shards).await? {
+            ServerReply::Shards { names, .. } if names.iter().any(|name| **name == *shard) => Ok(()),
+            ServerReply::Shards { .. } => {
+                let words = format!("Shard '{shard}' is not on this server");
+                Err(ApiError::new(StatusCode::BAD_REQUEST, "shard-not-here", words))
+            }
+            other => Err(unexpected(&other)),
+        }
+    }
+
     async fn page(&self, shard: &str, range: KeyRange, consistency: Consistency) -> Result<Page, ApiError> {
         let request = ServerRequest::Read { shard: shard.into(), range, limit: self.settings.page_rows, consistency };
         match self.ask(request).await? {
@@ -129,6 +149,12 @@ async fn copy(State(app): State<App>, request: Request) -> Answer {
     let shards = json::texts(json::field(&call.json, "shards")?, "shards")?;
     let format = Format { schema: app.schema()?, versions: false, lines: false };
     let count = shards.len();
+    for shard in &shards {
+        app.holds(shard).await?;
+    }
+    if let Some(shard) = shards.iter().find(|shard| shards.iter().filter(|other| other == shard).count() > 1) {
+        return Err(ApiError::invalid(format!("Shard '{shard}' stands twice")));
+    }
     let fetch = move |want: Want| {
         let (section, from) = match want {
             Want::Section(section) => (section, KeyRange::ALL.low),
@@ -151,7 +177,9 @@ async fn read(State(app): State<App>, request: Request) -> Answer {
     let schema = app.schema()?;
     let name = schema.key_name().to_owned();
     let range = json::range(json::field(&call.json, &name)?, &name)?;
-    let consistency = json::consistency(&call.json, call.header("twinshard-session")?)?;
+    let session = call.header("twinshard-session")?.map(json::session_token).transpose()?.unwrap_or_default();
+    let consistency = json::consistency(&call.json, &session)?;
+    app.holds(&shard).await?;
     let format = Format { schema, versions: json::flag(&call.json, "versions")?, lines: false };
     let fetch = move |want: Want| {
         let from = match want {
@@ -169,8 +197,18 @@ async fn read(State(app): State<App>, request: Request) -> Answer {
 
 /// Applies operations through the replicated log; the last applied index of the shard.
 async fn execute(app: &App, call: &Call, operations: Vec<Operation>) -> Result<LogIndex, ApiError> {
-    let request = ServerRequest::Write { shard: shard_name(call)?, operations, idempotency: idempotency(call)? };
-    match app.ask(request).await? {
+    let shard = shard_name(call)?;
+    let request = ServerRequest::Write { shard: shard.clone(), operations, idempotency: idempotency(call)? };
+    let reply = match app.handle.ask(request, app.settings.request_timeout).await {
+        // Here the shard was named: the key may well be in another.
+        ServerReply::Failed(RequestError::OutOfRange(key)) => {
+            let words = format!("Key {key} is outside the range of shard '{shard}'");
+            return Err(ApiError::new(StatusCode::BAD_REQUEST, "key-out-of-range", words));
+        }
+        ServerReply::Failed(error) => return Err(error.into()),
+        reply => reply,
+    };
+    match reply {
         ServerReply::Written { outcome, applied } => match outcome.verdict {
             Verdict::Applied { .. } => Ok(applied),
             Verdict::Conflict(keys) => Err(RequestError::Exists(keys).into()),
@@ -188,12 +226,10 @@ async fn write(State(app): State<App>, request: Request) -> Answer {
     let rows = json::rows(&schema, &call.json, app.settings.rows_max)?;
     let count = rows.len() as u64;
     let on_conflict = json::on_conflict(&call.json)?.unwrap_or(app.map()?.settings.on_conflict);
+    let given = json::optional_count(&call.json, "curr_idx")?;
     let applied = execute(&app, &call, inserts(rows, Some(on_conflict))).await?;
     // Rows written so far: as the client counts, if it does.
-    let current = match json::optional_count(&call.json, "curr_idx")? {
-        Some(current) => current + count,
-        None => applied.0,
-    };
+    let current = given.map_or(applied.0, |current| current.saturating_add(count));
     Ok(json_response(StatusCode::OK, &json!({ "message": "Data entries added", "current_idx": current, "status": "success" })))
 }
 
@@ -248,6 +284,7 @@ async fn config(State(app): State<App>, request: Request) -> Answer {
 
 async fn pieces(app: &App, call: &Call, mut each: impl FnMut(&Arc<Entry>)) -> Result<LogIndex, ApiError> {
     let shard = shard_name(call)?;
+    app.holds(&shard).await?;
     let mut from = LogIndex(1);
     loop {
         let request = ServerRequest::Log { shard: shard.clone(), from, limit: LOG_ENTRIES };
@@ -286,7 +323,9 @@ async fn log(State(app): State<App>, request: Request) -> Answer {
 async fn log_count(State(app): State<App>, request: Request) -> Answer {
     allow(&request, &[Method::GET])?;
     let call = Call::read(request, &app.settings).await?;
-    let request = ServerRequest::Log { shard: shard_name(&call)?, from: LogIndex(u64::MAX), limit: 1 };
+    let shard = shard_name(&call)?;
+    app.holds(&shard).await?;
+    let request = ServerRequest::Log { shard, from: LogIndex(u64::MAX), limit: 1 };
     match app.ask(request).await? {
         ServerReply::Log { last, .. } => Ok(json_response(StatusCode::OK, &json!({ "count": last.0, "status": "success" }))),
         other => Err(unexpected(&other)),

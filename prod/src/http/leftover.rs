@@ -1,0 +1,86 @@
+//! What a handler leaves unread of a request's body. A server that answers and closes while its client still sends has the answer thrown
+//! away by the network (RFC 9112, section 9.6); so the rest is read first and dropped, up to a bound.
+
+use axum::{
+    body::{Body, Bytes},
+    extract::Request,
+    http::header,
+};
+use http_body::{Frame, SizeHint};
+use http_body_util::BodyExt;
+use std::{
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll},
+    time::Duration,
+};
+use tokio::time::timeout;
+
+/// The most bytes that are read only to be dropped; a longer body breaks its connection. A guess: eight bodies of the largest allowed.
+const DRAIN_BYTES_MAX: u64 = 256 << 20;
+
+/// Where a body goes when its handler drops it unread.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Leftover(Arc<Mutex<Option<Body>>>);
+
+/// The request with a body that comes back.
+pub(super) fn watch(request: Request) -> (Request, Leftover) {
+    let leftover = Leftover::default();
+    // Whoever waits for leave to send has sent nothing, and is to be told before it does.
+    if request.headers().contains_key(header::EXPECT) {
+        return (request, leftover);
+    }
+    let back = leftover.clone();
+    (request.map(|body| Body::new(Watched { body: Some(body), leftover: back })), leftover)
+}
+
+impl Leftover {
+    /// Reads what came back, for at most so long.
+    pub(super) async fn drain(&self, longest: Duration) {
+        let body = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(mut body) = body else { return };
+        let read = async {
+            let mut bytes: u64 = 0;
+            while bytes <= DRAIN_BYTES_MAX
+                && let Some(Ok(frame)) = body.frame().await
+            {
+                bytes += frame.data_ref().map_or(0, Bytes::len) as u64;
+            }
+        };
+        // Too slow is like too long: the connection breaks.
+        let _ = timeout(longest, read).await;
+    }
+}
+
+struct Watched {
+    body: Option<Body>,
+    leftover: Leftover,
+}
+
+impl http_body::Body for Watched {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        match &mut self.body {
+            Some(body) => Pin::new(body).poll_frame(context),
+            None => Poll::Ready(None),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.as_ref().is_none_or(http_body::Body::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.as_ref().map_or_else(SizeHint::default, http_body::Body::size_hint)
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        if let Some(body) = self.body.take().filter(|body| !http_body::Body::is_end_stream(body)) {
+            *self.leftover.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(body);
+        }
+    }
+}
