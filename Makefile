@@ -6,7 +6,7 @@ PORT ?= 5000
 
 .PHONY: help
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: run
 run: ## A cluster on this machine, not yet initialised (PORT=5000 DIR=data); Ctrl-C stops it
@@ -33,3 +33,13 @@ check: ## Format, lints, what the core depends on, core tests (seconds when warm
 explore: ## Burn seeds in the explorer (SEEDS=100000 START=0)
 	$(CARGO) build --release --locked -p twinshard-sim --no-default-features
 	exec target/release/twinshard-sim explore --seeds $(or $(SEEDS),100000) --start $(or $(START),0)
+
+.PHONY: explore-turmoil
+explore-turmoil: ## Burn seeds in the turmoil world: the production driver over a simulated network (SEEDS=200 START=0)
+	$(CARGO) build --release --locked -p twinshard-sim
+	exec target/release/twinshard-sim explore --engine turmoil --seeds $(or $(SEEDS),200) --start $(or $(START),0) --jobs 2
+
+.PHONY: planted
+planted: ## Search every planted bug until it shows (START=0); fails if one does not within its budget
+	$(CARGO) build --release --locked -p twinshard-sim --no-default-features
+	exec target/release/twinshard-sim explore --planted all --start $(or $(START),0) --jobs 2

@@ -14,16 +14,18 @@ mod observed;
 mod parked;
 mod plan;
 mod policy;
+mod provisions;
 pub mod ring;
 mod router;
 mod routes;
 mod sessions;
 mod status;
+mod wishes;
 
 use crate::{
-    effect::{BalancerEffect, BalancerInput, Note, ProvisionAnswer, ProvisionCommand, RegisterAnswer},
-    id::{BalancerId, MapVersion, ServerId, SessionId, ShardId, Token},
-    map::{Address, ClusterMap, ServerGoal},
+    effect::{BalancerEffect, BalancerInput, Note, RegisterAnswer},
+    id::{BalancerId, MapVersion, ReplicaId, ServerId, SessionId, ShardId, Token},
+    map::ClusterMap,
     message::{Message, ToBalancer, ToServer},
     planted::{Bug, Planted},
     request::{Health, Reply, Request, RequestError},
@@ -31,13 +33,15 @@ use crate::{
 };
 use admin::Goal;
 use drive::Drives;
-use observed::{Observed, Seen};
+use observed::{Beat, Observed, Owner, Seen};
 use parked::Parked;
+use provisions::Provision;
 use router::Router;
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::Arc,
 };
+use wishes::Admin;
 
 /// How often the controller raises its beat in the map. A third of the default of [`BalancerConfig::controller_after`].
 const BEAT_EVERY: Duration = Duration::from_millis(1_000);
@@ -64,9 +68,23 @@ pub enum Policy {
     LeastLoaded,
 }
 
+/// What a balancer does of the two things there are to do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Role {
+    /// It routes requests, and controls when it is its turn.
+    #[default]
+    Both,
+    /// It never controls.
+    Router,
+    /// It takes no reads and writes.
+    Controller,
+}
+
 /// What a balancer machine is told when it starts.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BalancerConfig {
+    /// What it does. At least one balancer of a cluster has to control, one to route.
+    pub role: Role,
     /// How replicas are picked.
     pub policy: Policy,
     /// Seeds what has to be spread; decides nothing that safety depends on.
@@ -77,7 +95,8 @@ pub struct BalancerConfig {
     pub suspect_after: Duration,
     /// Silence after which it is taken for dead and respawned (3 s).
     pub replace_after: Duration,
-    /// Silence of the controller's beat after which another balancer takes over (3 s).
+    /// Silence of the controller's beat after which another balancer takes over (3 s). Zero where there is never another: then a balancer
+    /// that is started again goes on at once.
     pub controller_after: Duration,
     /// The most client requests in flight; one more is answered Overloaded.
     pub requests_max: usize,
@@ -88,6 +107,7 @@ pub struct BalancerConfig {
 impl Default for BalancerConfig {
     fn default() -> Self {
         Self {
+            role: Role::Both,
             policy: Policy::Ring,
             seed: 0,
             heartbeat_every: Duration::from_millis(100),
@@ -112,8 +132,8 @@ pub(crate) const fn mix(a: u64, b: u64) -> u64 {
 #[derive(Clone, Debug)]
 enum Register {
     Idle,
-    Reading { token: Token },
-    Swapping { token: Token, swap: Swap },
+    Reading { token: Token, operation: u64 },
+    Swapping { token: Token, operation: u64, swap: Swap },
 }
 
 /// A compare-and-set under way, and what it means if it is done.
@@ -126,26 +146,6 @@ struct Swap {
     goals: Vec<(Token, Goal)>,
 }
 
-/// An administrative request that waits.
-#[derive(Clone, Debug)]
-struct Admin {
-    token: Token,
-    request: Request,
-    deadline: Instant,
-    /// What it waits for, once the map wants it.
-    goal: Option<Goal>,
-}
-
-/// What the provisioner is doing for one server.
-#[derive(Clone, Debug, Default)]
-struct Provision {
-    token: Option<Token>,
-    attempts: u32,
-    not_before: Instant,
-    /// Where it said that the server runs, until the map has it.
-    address: Option<Address>,
-}
-
 /// The balancer machine.
 #[derive(Clone, Debug)]
 pub struct BalancerMachine {
@@ -155,8 +155,14 @@ pub struct BalancerMachine {
     /// The version that last changed more than the controller's beat: servers need no newer one.
     content_version: MapVersion,
     register: Register,
+    /// How many operations on the register this balancer has begun.
+    operations_begun: u64,
+    /// The newest operation that showed the map that is known, or an older one.
+    confirmed: u64,
     /// What is known may be old, or a compare-and-set's reply was lost: read before anything else.
     must_read: bool,
+    /// It was just read: a compare-and-set has its turn, however many want it read again.
+    is_fresh: bool,
     register_failures: u32,
     register_not_before: Instant,
     next_poll: Instant,
@@ -170,6 +176,8 @@ pub struct BalancerMachine {
     admins: VecDeque<Admin>,
     router: Router,
     parked: Parked,
+    /// When it made its last step: a long gap is a pause of its own.
+    stepped: Instant,
     next_heartbeat: Instant,
     heartbeat: u64,
     last_token: u64,
@@ -186,7 +194,10 @@ impl BalancerMachine {
             known: None,
             content_version: MapVersion(0),
             register: Register::Idle,
+            operations_begun: 0,
+            confirmed: 0,
             must_read: true,
+            is_fresh: false,
             register_failures: 0,
             register_not_before: now,
             next_poll: now,
@@ -199,6 +210,7 @@ impl BalancerMachine {
             admins: VecDeque::new(),
             router: Router::new(&config),
             parked: Parked::default(),
+            stepped: now,
             next_heartbeat: now,
             heartbeat: 0,
             last_token: 0,
@@ -227,6 +239,12 @@ impl BalancerMachine {
 
     /// Takes one input. Runs to the end, never fails, never blocks.
     pub fn step(&mut self, now: Instant, input: BalancerInput, out: &mut Vec<BalancerEffect>) {
+        // A tick comes with every heartbeat.
+        let paused = now.since(self.stepped) > Duration(self.config.heartbeat_every.0 + self.config.suspect_after.0 / 2);
+        self.stepped = now;
+        if paused {
+            self.observed.resume(now);
+        }
         match input {
             BalancerInput::Message { from, message } => match message {
                 Message::ToBalancer(message) => self.message(now, from, message, out),
@@ -273,7 +291,9 @@ impl BalancerMachine {
     fn request(&mut self, now: Instant, token: Token, request: Request, deadline: Instant, out: &mut Vec<BalancerEffect>) {
         match request {
             Request::Read { .. } | Request::ReadServer { .. } | Request::Write { .. } | Request::PickServer { .. } => {
-                if self.router.knows(&request) {
+                if self.config.role == Role::Controller {
+                    out.push(BalancerEffect::Reply { token, reply: Reply::Failed(RequestError::OnlyControls) });
+                } else if self.router.knows(&request) {
                     self.router.request(now, token, request, deadline, out);
                 } else if self.parked.count() >= self.config.requests_max {
                     out.push(BalancerEffect::Reply { token, reply: Reply::Failed(RequestError::Overloaded) });
@@ -286,7 +306,10 @@ impl BalancerMachine {
                     out.push(BalancerEffect::Reply { token, reply: Reply::Failed(RequestError::Overloaded) });
                 } else {
                     self.dirty = true;
-                    self.admins.push_back(Admin { token, request, deadline, goal: None });
+                    // What is known shows how things stand; what is allowed only a map read from now on.
+                    self.must_read |= !matches!(request, Request::Status | Request::Primary { change: false, .. });
+                    let operation = self.operations_begun;
+                    self.admins.push_back(Admin { token, request, deadline, operation, goal: None, tried: None });
                 }
             }
         }
@@ -296,17 +319,18 @@ impl BalancerMachine {
         let Some((version, map)) = self.known.clone() else { return };
         self.dirty |= !matches!(message, ToBalancer::Executed { .. } | ToBalancer::ReadDone { .. } | ToBalancer::Home { .. });
         match message {
-            ToBalancer::Beat { beat: _, owner, map_version, replicas } => {
-                let Some(seen) = self.observed.servers.get_mut(&from) else { return };
-                seen.heard = Some(now);
-                seen.owner = owner;
-                seen.map_version = map_version;
-                seen.replicas = replicas.into_iter().map(|status| (status.replica, status)).collect();
-                let leads: Vec<_> = seen
-                    .replicas
-                    .values()
-                    .filter_map(|status| Some((status.replica, status.shard, status.promised, status.lead?)))
-                    .collect();
+            ToBalancer::Beat { beat, owner, map_version, replicas } => {
+                let leads: Vec<_> =
+                    replicas.iter().filter_map(|status| Some((status.replica, status.shard, status.promised, status.lead?))).collect();
+                let beat = Beat { beat, owner, map_version, replicas };
+                let Some(owner) = self.observed.heard(now, from, beat, self.operations_begun) else { return };
+                if owner != Owner::Same {
+                    if owner == Owner::Another {
+                        self.runs_anew(from, out);
+                    }
+                    // Nothing is created for an owner before the map was read since (R17).
+                    self.must_read |= self.controlling;
+                }
                 for (replica, shard, epoch, lead) in leads {
                     self.drives.progress(&map, replica, epoch, lead, now);
                     let active = lead == crate::message::LeadStage::Active;
@@ -325,7 +349,7 @@ impl BalancerMachine {
             }
             ToBalancer::Promised { replica, epoch, last } => {
                 self.drives.promised(&map, replica, epoch, last);
-                self.say(now, out);
+                self.say_of(now, &map, replica, out);
             }
             ToBalancer::Progress { replica, epoch, stage } => {
                 self.drives.progress(&map, replica, epoch, stage, now);
@@ -334,6 +358,16 @@ impl BalancerMachine {
             message @ (ToBalancer::Executed { .. } | ToBalancer::ReadDone { .. } | ToBalancer::Home { .. }) => {
                 self.router.message(now, from, message, out);
             }
+        }
+    }
+
+    /// Another process answers for the server than before.
+    fn runs_anew(&mut self, server: ServerId, out: &mut Vec<BalancerEffect>) {
+        if let Some(seen) = self.observed.servers.get_mut(&server) {
+            seen.respawn_count += 1;
+        }
+        if self.controlling {
+            out.push(BalancerEffect::Note(Note::Restarted { server }));
         }
     }
 
@@ -380,109 +414,58 @@ impl BalancerMachine {
         let Some((version, map)) = self.known.clone() else { return };
         let mut messages = Vec::new();
         self.drives.say(version, &map, &self.observed, now, &mut messages);
-        out.extend(messages.into_iter().map(|(to, message)| BalancerEffect::Send { to, message: Message::ToServer(message) }));
+        send(messages, out);
     }
 
-    /// Asks the provisioner for what the map wants and is not there.
-    fn provision(&mut self, now: Instant, map: &ClusterMap, out: &mut Vec<BalancerEffect>) {
-        for (id, record) in &map.servers {
-            let provision = self.provisions.entry(*id).or_default();
-            if provision.token.is_some() || now < provision.not_before {
-                continue;
-            }
-            let name = record.name.clone();
-            let command = match record.goal {
-                ServerGoal::Run => {
-                    let silent = self.observed.silence(*id, now) > self.config.replace_after;
-                    match (&record.address, &provision.address) {
-                        (None, None) => ProvisionCommand::Start { server: *id, name, number: record.number, replace: false },
-                        (Some(_), None) if silent => {
-                            out.push(BalancerEffect::Note(Note::Respawning { server: *id }));
-                            ProvisionCommand::Start { server: *id, name, number: record.number, replace: true }
-                        }
-                        // It answers, or the map is about to know where it is.
-                        (Some(_), None) | (None | Some(_), Some(_)) => continue,
-                    }
-                }
-                ServerGoal::Leave => {
-                    let silent = self.observed.silence(*id, now) > self.config.replace_after;
-                    let holds = map.replicas.values().any(|replica| replica.server == *id);
-                    if plan::is_in_use(map, *id) {
-                        // What it holds is still needed: to be sealed, or as a source.
-                        if !silent || record.address.is_none() {
-                            continue;
-                        }
-                        out.push(BalancerEffect::Note(Note::Respawning { server: *id }));
-                        ProvisionCommand::Start { server: *id, name, number: record.number, replace: true }
-                    } else if (holds && !silent) || self.drives.stopped.contains(id) {
-                        continue;
-                    } else {
-                        ProvisionCommand::Stop { server: *id, name }
-                    }
-                }
-            };
-            self.last_token += 1;
-            let token = Token(self.last_token);
-            provision.token = Some(token);
-            out.push(BalancerEffect::Provision { token, command });
-        }
-    }
-
-    fn provisioned(&mut self, now: Instant, token: Token, answer: ProvisionAnswer, out: &mut Vec<BalancerEffect>) {
-        let Some((server, provision)) = self.provisions.iter_mut().find(|(_, provision)| provision.token == Some(token)) else { return };
-        let server = *server;
-        self.dirty = true;
-        provision.token = None;
-        match answer {
-            ProvisionAnswer::Started { address } => {
-                provision.attempts = 0;
-                provision.address = Some(address);
-                out.push(BalancerEffect::Note(Note::Started { server }));
-                if let Some(seen) = self.observed.servers.get_mut(&server) {
-                    seen.respawn_count += u64::from(seen.heard.is_some());
-                    // It has from now on to answer.
-                    seen.expected = now;
-                }
-            }
-            ProvisionAnswer::Stopped => {
-                self.drives.stopped.insert(server);
-            }
-            ProvisionAnswer::Failed { reason } => {
-                provision.not_before = now + backoff(provision.attempts, mix(self.config.seed, server.0));
-                provision.attempts = provision.attempts.saturating_add(1);
-                out.push(BalancerEffect::Note(Note::ProvisionFailed { server, reason }));
-            }
+    fn say_of(&mut self, now: Instant, map: &ClusterMap, replica: ReplicaId, out: &mut Vec<BalancerEffect>) {
+        if self.controlling && self.id.is_some() {
+            let mut messages = Vec::new();
+            self.drives.say_of(map, replica, &self.observed, now, &mut messages);
+            send(messages, out);
         }
     }
 
     fn register_answered(&mut self, now: Instant, token: Token, answer: RegisterAnswer, out: &mut Vec<BalancerEffect>) {
         self.dirty = true;
         match (std::mem::replace(&mut self.register, Register::Idle), answer) {
-            (Register::Reading { token: asked }, RegisterAnswer::Read { version, map }) if asked == token => {
+            (Register::Reading { token: asked, operation }, RegisterAnswer::Read { version, map }) if asked == token => {
                 self.register_failures = 0;
                 self.must_read = false;
+                self.is_fresh = true;
                 self.next_poll = now + POLL_EVERY;
                 self.learn(now, version, map, out);
+                self.confirm(now, operation, out);
                 self.release(now, out);
             }
-            (Register::Swapping { token: asked, swap }, RegisterAnswer::Swapped) if asked == token => {
+            (Register::Swapping { token: asked, operation, swap }, RegisterAnswer::Swapped) if asked == token => {
                 self.register_failures = 0;
                 self.swapped(now, swap, out);
+                self.confirm(now, operation, out);
             }
             (Register::Swapping { token: asked, .. }, RegisterAnswer::Conflict) if asked == token => self.must_read = true,
-            (Register::Swapping { token: asked, swap }, RegisterAnswer::Unavailable) if asked == token => {
+            (Register::Swapping { token: asked, operation, swap }, RegisterAnswer::Unavailable) if asked == token => {
                 // R10: it may have failed, may land later, or another's may carry the same epoch: only reading tells.
                 self.must_read = true;
                 self.register_failed(now);
                 if self.config.planted.has(Bug::ActsOnIntention) {
                     self.must_read = false;
                     self.swapped(now, swap, out);
+                    self.confirm(now, operation, out);
+                } else {
+                    self.set_tried(swap.goals, &swap.map);
                 }
             }
-            (Register::Reading { token: asked }, _) if asked == token => self.register_failed(now),
+            (Register::Reading { token: asked, .. }, _) if asked == token => self.register_failed(now),
             // Not the answer to what is asked.
             (register, _) => self.register = register,
         }
+    }
+
+    /// The map that is known is what that operation showed, or newer: whoever waited for one begun after something may act on it.
+    fn confirm(&mut self, now: Instant, operation: u64, out: &mut Vec<BalancerEffect>) {
+        self.confirmed = self.confirmed.max(operation);
+        self.observed.confirm(operation);
+        self.say(now, out);
     }
 
     /// The register was read: whoever waited for that is routed, or waits on until this balancer has its id.
@@ -507,11 +490,7 @@ impl BalancerMachine {
             self.id = Some(balancer);
             self.router.set_session(now, session, out);
         }
-        for (token, goal) in goals {
-            if let Some(admin) = self.admins.iter_mut().find(|admin| admin.token == token) {
-                admin.goal = Some(goal);
-            }
-        }
+        self.set_goals(goals);
         self.learn(now, expected.next(), map, out);
     }
 
@@ -565,7 +544,6 @@ impl BalancerMachine {
         }
         out.push(BalancerEffect::Publish { version, map: Arc::clone(&map) });
         self.known = Some((version, map));
-        self.say(now, out);
     }
 
     /// Answers who waits, and brings the register to what is wanted.
@@ -582,6 +560,15 @@ impl BalancerMachine {
         if !matches!(self.register, Register::Idle) || now < self.register_not_before {
             return;
         }
+        if std::mem::take(&mut self.is_fresh)
+            && let Some((version, map)) = self.known.clone()
+        {
+            self.dirty = false;
+            self.swap(now, version, &map, out);
+            if !matches!(self.register, Register::Idle) || (!self.must_read && !self.dirty) {
+                return;
+            }
+        }
         let poll = !self.controlling && now >= self.next_poll;
         match self.known.clone() {
             Some((version, map)) if !self.must_read && !poll => {
@@ -590,68 +577,19 @@ impl BalancerMachine {
             }
             Some(_) | None => {
                 let token = self.token();
-                self.register = Register::Reading { token };
+                self.operations_begun += 1;
+                self.register = Register::Reading { token, operation: self.operations_begun };
                 self.parked.read_begins();
                 out.push(BalancerEffect::RegisterRead { token });
             }
         }
     }
 
-    fn answer(&mut self, now: Instant, out: &mut Vec<BalancerEffect>) {
-        let known = self.known.clone();
-        let mut waiting = std::mem::take(&mut self.admins);
-        waiting.retain(|admin| {
-            let mut reply = None;
-            if let Some((version, map)) = &known {
-                reply = match (&admin.goal, &admin.request) {
-                    (Some(goal), _) => goal.reached(map, &self.observed, now),
-                    (None, Request::Status) => {
-                        let requests = self.router.request_counts();
-                        let after = self.config.replace_after;
-                        Some(Reply::Status(Box::new(status::status(*version, map, &self.observed, &self.drives, requests, after, now))))
-                    }
-                    (None, Request::Primary { shard, change: false }) => Some(match map.shard_named(shard) {
-                        Some(id) => admin::primary_reply(map, id, admin::primary_server(map, &self.observed, id, now)),
-                        None => Reply::Failed(RequestError::NoSuchShard(shard.clone())),
-                    }),
-                    (None, _) => None,
-                };
-            }
-            if reply.is_none() && now >= admin.deadline {
-                let error = if admin.goal.is_some() { RequestError::StillChanging } else { RequestError::RegisterUnavailable };
-                reply = Some(Reply::Failed(error));
-            }
-            match reply {
-                Some(reply) => {
-                    out.push(BalancerEffect::Reply { token: admin.token, reply });
-                    false
-                }
-                None => true,
-            }
-        });
-        self.admins = waiting;
-    }
-
     /// One compare-and-set with every transition that is ready.
     fn swap(&mut self, now: Instant, version: MapVersion, map: &Arc<ClusterMap>, out: &mut Vec<BalancerEffect>) {
         let mut next = ClusterMap::clone(map);
         let identity = self.mint(&mut next);
-        let mut goals = Vec::new();
-        let mut refused = Vec::new();
-        for admin in self.admins.iter().filter(|admin| admin.goal.is_none()) {
-            match self.wish(&next, &admin.request, now) {
-                Some(Ok((wished, goal))) => {
-                    next = wished;
-                    goals.push((admin.token, goal));
-                }
-                Some(Err(error)) => refused.push((admin.token, error)),
-                None => {}
-            }
-        }
-        for (token, error) in refused {
-            self.admins.retain(|admin| admin.token != token);
-            out.push(BalancerEffect::Reply { token, reply: Reply::Failed(error) });
-        }
+        let (mut next, goals) = self.wish_all(next, now, out);
         self.hold(&mut next, now);
         if self.controlling {
             for (id, provision) in &self.provisions {
@@ -664,17 +602,13 @@ impl BalancerMachine {
         }
         if next == **map {
             // Nothing to store: what was asked is wanted already.
-            for (token, goal) in goals {
-                if let Some(admin) = self.admins.iter_mut().find(|admin| admin.token == token) {
-                    admin.goal = Some(goal);
-                }
-            }
-            return;
+            return self.set_goals(goals);
         }
         let token = self.token();
+        self.operations_begun += 1;
         let map = Arc::new(next);
         let swap = Swap { expected: version, map: Arc::clone(&map), identity, goals };
-        self.register = Register::Swapping { token, swap };
+        self.register = Register::Swapping { token, operation: self.operations_begun, swap };
         out.push(BalancerEffect::RegisterCas { token, expected: version, map });
     }
 
@@ -705,50 +639,27 @@ impl BalancerMachine {
         Some((balancer, session))
     }
 
-    /// The map that an administrative request wants; `None` if it wants nothing of the map.
-    fn wish(&self, map: &ClusterMap, request: &Request, now: Instant) -> Option<Result<(ClusterMap, Goal), RequestError>> {
-        match request {
-            Request::Init { server_count, schema, shards, servers, on_conflict, by_name } => {
-                let servers = servers.as_deref();
-                let init =
-                    admin::Init { server_count: *server_count, schema, shards, servers, on_conflict: *on_conflict, by_name: *by_name };
-                Some(admin::init(map, &init))
-            }
-            Request::Add { server_count, new_shards, servers, strict } => {
-                Some(admin::add(map, *server_count, new_shards, servers, *strict))
-            }
-            Request::Remove { server_count, servers, accept_data_loss, capped } => {
-                let (accept_data_loss, capped) = (*accept_data_loss, *capped);
-                let remove = admin::Remove { server_count: *server_count, servers, accept_data_loss, capped };
-                Some(admin::remove(map, &remove, &self.observed, now))
-            }
-            Request::Primary { shard, change: true } => Some(match map.shard_named(shard) {
-                Some(id) => admin::move_primary(map, id, &self.observed, now),
-                None => Err(RequestError::NoSuchShard(shard.clone())),
-            }),
-            Request::Status
-            | Request::Primary { change: false, .. }
-            | Request::Read { .. }
-            | Request::ReadServer { .. }
-            | Request::Write { .. }
-            | Request::PickServer { .. } => None,
-        }
-    }
-
     /// Takes the controller's role if nobody has it or its beat stands still, and beats while it has it.
     fn hold(&mut self, map: &mut ClusterMap, now: Instant) {
         let Some(id) = self.id else { return };
+        if self.config.role == Role::Router {
+            return;
+        }
         if map.controller.holder == Some(id) {
             if now >= self.next_beat {
                 self.next_beat = now + BEAT_EVERY;
                 map.controller.beat += 1;
             }
-        } else if map.controller.holder.is_none() || now.since(self.hint_since) > self.config.controller_after {
+        } else if map.controller.holder.is_none() || now.since(self.hint_since) >= self.config.controller_after {
             map.controller.holder = Some(id);
             map.controller.beat += 1;
             self.next_beat = now + BEAT_EVERY;
         }
     }
+}
+
+fn send(messages: Vec<drive::Outgoing>, out: &mut Vec<BalancerEffect>) {
+    out.extend(messages.into_iter().map(|(to, message)| BalancerEffect::Send { to, message: Message::ToServer(message) }));
 }
 
 /// Doubles from [`RETRY_FIRST`] to [`RETRY_MAX`], spread by a salt.
@@ -774,3 +685,6 @@ fn note_changes(old: &ClusterMap, new: &ClusterMap, out: &mut Vec<BalancerEffect
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

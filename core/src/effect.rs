@@ -255,6 +255,11 @@ pub enum Note {
         /// Which.
         server: ServerId,
     },
+    /// Another process than before answers for a server: it was respawned.
+    Restarted {
+        /// Which.
+        server: ServerId,
+    },
     /// A server runs (again).
     Started {
         /// Which.

@@ -335,7 +335,7 @@ impl Replica {
     }
 
     /// What it says of itself in a beat.
-    pub(crate) fn status(&self) -> ReplicaStatus {
+    pub(crate) fn status(&self, now: Instant) -> ReplicaStatus {
         let marks = self.watermarks();
         ReplicaStatus {
             replica: self.id,
@@ -348,6 +348,7 @@ impl Replica {
             applied: marks.applied,
             flushed: marks.flushed,
             learners: self.learners(),
+            unreached: self.unreached(now),
         }
     }
 
@@ -377,6 +378,7 @@ impl Replica {
         if self.lost.is_some() || from == self.id {
             return;
         }
+        self.heard_follower(now, from);
         match body {
             ReplicaBody::Append { previous, entries, commit } => self.on_append(now, from, epoch, previous, entries, commit),
             ReplicaBody::NeedSnapshot { base } => self.on_need_snapshot(now, from, epoch, base),

@@ -320,6 +320,9 @@ pub enum RequestError {
     /// The parts of a write fared differently. Shard name -> part.
     #[error("Not every shard's part was applied")]
     Parts(BTreeMap<Box<str>, ShardPart>),
+    /// A read or a write at a balancer that takes none.
+    #[error("This balancer only controls the cluster; ask one that routes")]
+    OnlyControls,
     /// The server is told to be told apart by a cluster: the balancer configures it (409).
     #[error("This server belongs to a cluster; the balancer configures it")]
     ClusterOwned,
@@ -350,7 +353,7 @@ impl RequestError {
             | Self::NoSuchShard(_)
             | Self::NotInitialised
             | Self::OutOfRange(_) => ErrorKind::Invalid,
-            Self::AlreadyInitialised | Self::Refused(_) | Self::Exists(_) | Self::ClusterOwned => ErrorKind::Conflict,
+            Self::AlreadyInitialised | Self::Refused(_) | Self::Exists(_) | Self::ClusterOwned | Self::OnlyControls => ErrorKind::Conflict,
             Self::Missing(_) => ErrorKind::NotFound,
             Self::KeyReused => ErrorKind::Mismatch,
             Self::Overloaded => ErrorKind::Overloaded,
@@ -387,6 +390,7 @@ impl RequestError {
             Self::RegisterUnavailable => "register-unavailable",
             Self::Parts(_) => "parts-differ",
             Self::ClusterOwned => "cluster-owned",
+            Self::OnlyControls => "only-controls",
         }
     }
 
@@ -419,7 +423,8 @@ impl RequestError {
             | Self::ShardUnavailable(_)
             | Self::NoServer
             | Self::RegisterUnavailable
-            | Self::ClusterOwned => Applied::No,
+            | Self::ClusterOwned
+            | Self::OnlyControls => Applied::No,
         }
     }
 
@@ -460,7 +465,7 @@ pub struct ServerStatus {
     pub silence: Option<Duration>,
     /// The replicas it reported last.
     pub replicas: Vec<ReplicaStatus>,
-    /// How often it was respawned by this balancer.
+    /// How often this balancer saw it run anew.
     pub respawn_count: u64,
     /// How many reads and parts of writes this balancer has sent it.
     pub request_count: u64,

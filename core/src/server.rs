@@ -318,7 +318,7 @@ impl ServerMachine {
         match message {
             ToServer::Heartbeat { beat } => {
                 let map_version = self.map.as_ref().map_or(MapVersion(0), |(version, _)| *version);
-                let replicas = self.replicas.values().map(Replica::status).collect();
+                let replicas = self.replicas.values().map(|replica| replica.status(now)).collect();
                 let owner = self.config.owner;
                 self.answer(from, ToBalancer::Beat { beat, owner, map_version, replicas }, out);
             }

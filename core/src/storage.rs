@@ -83,6 +83,24 @@ pub enum LogRecord {
     },
 }
 
+impl LogRecord {
+    /// Whose record it is; `None` of the map.
+    #[must_use]
+    pub const fn replica(&self) -> Option<ReplicaId> {
+        match self {
+            Self::Create { replica, .. }
+            | Self::Promise { replica, .. }
+            | Self::Truncate { replica, .. }
+            | Self::Append { replica, .. }
+            | Self::Commit { replica, .. }
+            | Self::Reset { replica, .. }
+            | Self::Compact { replica, .. }
+            | Self::Remove { replica } => Some(*replica),
+            Self::Map { .. } => None,
+        }
+    }
+}
+
 /// Records to be made durable together, in order.
 pub type LogBatch = Vec<LogRecord>;
 

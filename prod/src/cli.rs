@@ -88,6 +88,8 @@ pub fn main() -> ExitCode {
             Command::Purge(purge) => purge.run(),
         }
     });
+    // A thread may be waiting for standard input: a node that failed ends all the same.
+    runtime.shutdown_background();
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {

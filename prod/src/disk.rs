@@ -1,5 +1,6 @@
 //! The files that the log and the row store are kept in: the real ones, and simulated ones that lose or tear what was not synced.
 
+pub(crate) mod embedded;
 pub mod memory;
 
 use std::{
@@ -146,31 +147,5 @@ impl DiskFile for RealFile {
 
     fn sync(&self) -> io::Result<()> {
         self.0.sync_data()
-    }
-}
-
-/// A file as redb wants it.
-#[derive(Debug)]
-pub(crate) struct RedbFile(pub(crate) Arc<dyn DiskFile>);
-
-impl redb::StorageBackend for RedbFile {
-    fn len(&self) -> io::Result<u64> {
-        self.0.len()
-    }
-
-    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        self.0.read_at(offset, out)
-    }
-
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        self.0.set_len(len)
-    }
-
-    fn sync_data(&self) -> io::Result<()> {
-        self.0.sync()
-    }
-
-    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.0.write_at(offset, data)
     }
 }

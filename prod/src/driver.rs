@@ -111,6 +111,7 @@ impl Notes {
             Note::Suspected { server } => tracing::warn!(node = %name, %server, "server suspected"),
             Note::Recovered { server } => tracing::info!(node = %name, %server, "server answers again"),
             Note::Respawning { server } => tracing::warn!(node = %name, %server, "server taken for dead: respawning"),
+            Note::Restarted { server } => tracing::info!(node = %name, %server, "server runs anew"),
             Note::Started { server } => tracing::info!(node = %name, %server, "server runs"),
             Note::ProvisionFailed { server, reason } => tracing::warn!(node = %name, %server, %reason, "provisioner failed"),
             Note::Proposed { shard, config } => tracing::info!(node = %name, %shard, %config, "configuration proposed"),

@@ -6,6 +6,7 @@ pub mod error;
 mod guard;
 mod json;
 mod leftover;
+mod malformed;
 pub mod server;
 mod stream;
 
@@ -109,7 +110,7 @@ pub async fn serve<N: Network>(mut listener: N::Listener, router: Router, settin
                 .header_read_timeout(read_timeout)
                 // The date is the wall clock, which no answer needs and simulated time has not.
                 .auto_date_header(false)
-                .serve_connection(TokioIo::new(stream), service);
+                .serve_connection(TokioIo::new(malformed::Spoken::new(stream)), service);
             let mut connection = std::pin::pin!(connection);
             let ended = tokio::select! {
                 ended = connection.as_mut() => ended,
@@ -200,3 +201,6 @@ fn json_response(status: StatusCode, body: &Value) -> Response {
 fn bytes_response(status: StatusCode, body: Bytes, content_type: &'static str) -> Response {
     (status, [(header::CONTENT_TYPE, content_type)], Body::from(body)).into_response()
 }
+
+#[cfg(test)]
+mod tests;

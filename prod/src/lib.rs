@@ -1,6 +1,8 @@
 //! The production world of Twinshard: the driver that runs the core's machines, and everything real around it. The simulated turmoil
 //! world runs the same driver and routers over other ends.
 
+#![warn(clippy::unwrap_used, clippy::expect_used)]
+
 #[cfg(feature = "cli")]
 pub mod cli;
 
@@ -21,3 +23,7 @@ pub mod provision;
 pub mod register;
 pub mod rows;
 pub mod store;
+pub mod supervised;
+
+#[cfg(any(test, feature = "conformance"))]
+pub mod conformance;

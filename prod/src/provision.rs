@@ -1,7 +1,6 @@
 //! Provisioners: what starts and stops servers for the controller.
 
 pub mod process;
-pub mod supervised;
 
 use std::future::Future;
 use twinshard_core::{id::ServerId, map::Address};

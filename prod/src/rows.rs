@@ -1,11 +1,12 @@
 //! The row store: the view of each replica's log (DESIGN 7). May lose its unflushed tail, never tears, never serves what does not verify.
 
+pub mod memory;
 pub mod redb;
 
 use thiserror::Error;
 use twinshard_core::{
-    id::ReplicaId,
-    storage::{StoreAnswer, StoreCommand},
+    id::{Position, ReplicaId, StageId},
+    storage::{LostReason, StoreAnswer, StoreCommand, ViewState},
 };
 
 /// A row store that is open and owned.
@@ -16,6 +17,27 @@ pub trait RowStore: Send + 'static {
     /// # Errors
     /// What makes the whole store unusable: the process must stop.
     fn execute(&mut self, replica: ReplicaId, command: StoreCommand) -> Result<StoreAnswer, StoreError>;
+}
+
+/// What opening a server asks of its row store, before the machine runs.
+pub trait RecoverRows: RowStore {
+    /// The replicas that have a view.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    fn replicas(&mut self) -> Result<Vec<ReplicaId>, StoreError>;
+
+    /// The part of a view that the machine keeps in memory.
+    ///
+    /// # Errors
+    /// If the store cannot be read at all; what is wrong with the replica is the inner error.
+    fn view(&mut self, replica: ReplicaId) -> Result<Result<ViewState, LostReason>, StoreError>;
+
+    /// Makes the swap of a stage good that a durable `Reset` record demands. Nothing changes if the view is there already.
+    ///
+    /// # Errors
+    /// If the store cannot be written at all; what is wrong with the replica is the inner error.
+    fn complete_reset(&mut self, replica: ReplicaId, stage: StageId, base: Position) -> Result<Result<(), LostReason>, StoreError>;
 }
 
 /// Why the store cannot go on.

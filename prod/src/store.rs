@@ -6,7 +6,7 @@ use crate::{
         LogError,
         file::{FileLog, Identity},
     },
-    rows::{RowStore, StoreError, redb::RedbRows},
+    rows::{RecoverRows, StoreError, redb::RedbRows},
 };
 use std::sync::Arc;
 use thiserror::Error;
@@ -47,6 +47,15 @@ pub fn open(disk: &Arc<dyn Disk>, identity: Identity, first_owner: OwnerNumber) 
     let log = FileLog::open(Arc::clone(disk), identity, first_owner)?;
     let owner = log.owner();
     let mut rows = RedbRows::open(Arc::clone(disk), identity, owner)?;
+    let recovered = recover(&log, &mut rows)?;
+    Ok(Opened { log, rows, recovered, owner })
+}
+
+/// What a log and its row store amount to. Completes resets, and destroys views that no replica of the log has.
+///
+/// # Errors
+/// If the row store fails as a whole.
+pub fn recover(log: &FileLog, rows: &mut impl RecoverRows) -> Result<Recovered, OpenError> {
     let mut recovered = Recovered { map: log.state().map.clone(), ..Recovered::default() };
     for (id, found) in &log.state().replicas {
         let view = if found.damaged {
@@ -86,5 +95,5 @@ pub fn open(disk: &Arc<dyn Disk>, identity: Identity, first_owner: OwnerNumber) 
             rows.execute(id, StoreCommand::Destroy)?;
         }
     }
-    Ok(Opened { log, rows, recovered, owner })
+    Ok(recovered)
 }

@@ -228,13 +228,14 @@ impl Deeds {
                         deeds.members.insert(*shard, config.members.len() as u64);
                     }
                 }
-                Note::Respawning { .. } => deeds.respawn_count += 1,
+                Note::Restarted { .. } => deeds.respawn_count += 1,
                 Note::ProvisionFailed { .. } => deeds.provision_failure_count += 1,
                 Note::Lost { replica, .. } => {
                     lost.insert(*replica);
                 }
                 Note::Suspected { .. }
                 | Note::Recovered { .. }
+                | Note::Respawning { .. }
                 | Note::Started { .. }
                 | Note::Proposed { .. }
                 | Note::Controlling
@@ -252,6 +253,7 @@ fn note_text(names: &Names, note: &Note) -> Option<String> {
         Note::Suspected { server } => format!("{} is suspected", names.server(*server)),
         Note::Recovered { server } => format!("{} answers again", names.server(*server)),
         Note::Respawning { server } => format!("{} is taken for dead and respawned", names.server(*server)),
+        Note::Restarted { server } => format!("{} runs anew", names.server(*server)),
         Note::Started { server } => format!("{} runs", names.server(*server)),
         Note::ProvisionFailed { server, reason } => format!("{} could not be started: {reason}", names.server(*server)),
         Note::Proposed { shard, config } => format!("{}: {} proposed", names.shard(*shard), config.epoch),

@@ -239,6 +239,25 @@ pub const fn is_in_group(servers: u64, balancers: u64, place: Place) -> bool {
     }
 }
 
+/// Whether a message from `from` to `to` falls to this cut.
+#[must_use]
+pub fn is_cut(a: Place, b: Place, way: Way, from: Place, to: Place) -> bool {
+    let (forth, back) = (matches(a, b, from, to), matches(a, b, to, from));
+    match way {
+        Way::Both => forth || back,
+        Way::Forth => forth,
+        Way::Back => back,
+    }
+}
+
+/// Whether a message from `from` to `to` goes from `a` to `b`, where `Others` is whoever is not the other end.
+fn matches(a: Place, b: Place, from: Place, to: Place) -> bool {
+    let side = |end: Place, other: Place, place: Place| {
+        if end == Place::Others { place != other && place != Place::Clients } else { place == end }
+    };
+    side(a, b, from) && side(b, a, to)
+}
+
 impl Window {
     /// When it is over.
     #[must_use]

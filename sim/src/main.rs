@@ -14,6 +14,13 @@ use twinshard_sim::{
     staging, swarm,
 };
 
+/// Seeds within which a planted bug must show.
+const PLANTED_SEEDS_MAX: u64 = 5_000;
+/// The same for those that need more to come together.
+const RARE_SEEDS_MAX: u64 = 20_000;
+/// Those.
+const RARE: &[Bug] = &[Bug::ReadsWithoutRound, Bug::CreatesAgain];
+
 /// Plays Twinshard in simulated worlds.
 #[derive(Debug, Parser)]
 #[command(version, about)]
@@ -52,6 +59,9 @@ enum Engine {
 
 #[derive(Debug, Args)]
 struct Explore {
+    /// In which world. The turmoil world draws a scenario file of its own for each seed.
+    #[arg(long, value_enum, default_value_t = Engine::Explorer)]
+    engine: Engine,
     /// How many seeds to play.
     #[arg(long, default_value_t = 1_000)]
     seeds: u64,
@@ -61,7 +71,7 @@ struct Explore {
     /// On how many threads.
     #[arg(long, default_value_t = 1)]
     jobs: usize,
-    /// Plants a bug; then a run without a violation is the failure.
+    /// Plants a bug; then a search without a violation is the failure. `all`: each bug in turn, with a number of seeds of its own.
     #[arg(long, value_name = "NAME")]
     planted: Option<String>,
     /// Prints the trace of the last seed (with --seeds 1: of that seed).
@@ -96,6 +106,15 @@ fn run(arguments: &Run) -> ExitCode {
     let reproduce = format!("twinshard-sim run scenarios/{}.toml --seed {}", scenario.name, arguments.seed);
     let played = match arguments.engine {
         Engine::Explorer => staging::play(&scenario, arguments.seed, format!("{reproduce} --engine explorer")),
+        #[cfg(feature = "turmoil")]
+        Engine::Turmoil => match twinshard_sim::turmoil::engine::play(&scenario, arguments.seed, format!("{reproduce} --engine turmoil")) {
+            Ok(played) => played.run,
+            Err(error) => {
+                eprintln!("{error}");
+                return ExitCode::from(2);
+            }
+        },
+        #[cfg(not(feature = "turmoil"))]
         Engine::Turmoil => {
             eprintln!("the turmoil world is not built into this program");
             return ExitCode::from(2);
@@ -115,7 +134,50 @@ fn planted(name: Option<&str>) -> Result<Planted, String> {
     })
 }
 
+#[cfg(not(feature = "turmoil"))]
+fn explore_turmoil(_: &Explore) -> ExitCode {
+    eprintln!("the turmoil world is not built into this program");
+    ExitCode::from(2)
+}
+
+#[cfg(feature = "turmoil")]
+fn explore_turmoil(arguments: &Explore) -> ExitCode {
+    if arguments.planted.is_some() || arguments.exhaust.is_some() || arguments.trace {
+        eprintln!("--planted, --exhaust and --trace are the explorer's");
+        return ExitCode::from(2);
+    }
+    let begun = Instant::now();
+    let done = AtomicU64::new(0);
+    let found = twinshard_sim::turmoil::swarm::search(arguments.start, arguments.seeds, arguments.jobs, arguments.keep_going, |_| {
+        let done = done.fetch_add(1, Ordering::Relaxed) + 1;
+        if done.is_multiple_of(100) {
+            eprintln!("{done} seeds, {:.1} a second", done as f64 / begun.elapsed().as_secs_f64());
+        }
+    });
+    eprintln!("{:.1} seeds/s", found.seeds as f64 / begun.elapsed().as_secs_f64());
+    println!("{} seeds, hash {}", found.seeds, found.hash);
+    for failure in &found.failures {
+        let seed = failure.seed;
+        println!("VIOLATION in seed {seed}:");
+        failure.complaints.iter().for_each(|complaint| println!("  {complaint}"));
+        println!("reproduce: twinshard-sim explore --engine turmoil --start {seed} --seeds 1");
+        println!("or keep this as a file and give it to twinshard-sim run --engine turmoil --seed {seed}:\n{}", failure.scenario);
+    }
+    if found.failures.is_empty() {
+        println!("no violation");
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(1)
+    }
+}
+
 fn explore(arguments: &Explore) -> ExitCode {
+    if let Engine::Turmoil = arguments.engine {
+        return explore_turmoil(arguments);
+    }
+    if arguments.planted.as_deref() == Some("all") {
+        return every_planted_bug(arguments);
+    }
     let bug = match planted(arguments.planted.as_deref()) {
         Ok(bug) => bug,
         Err(text) => {
@@ -178,6 +240,33 @@ fn explore(arguments: &Explore) -> ExitCode {
         }
     }
     if arguments.planted.is_some() { ExitCode::SUCCESS } else { ExitCode::from(1) }
+}
+
+/// Searches each planted bug from the start until it shows, and says where.
+fn every_planted_bug(arguments: &Explore) -> ExitCode {
+    if arguments.exhaust.is_some() || arguments.trace {
+        eprintln!("--exhaust and --trace go with one planted bug");
+        return ExitCode::from(2);
+    }
+    let begun = Instant::now();
+    let mut missed = 0;
+    println!("{:<44} {:>7} {:>7}  shown by", "bug", "budget", "seed");
+    for &bug in Bug::ALL {
+        let count = if RARE.contains(&bug) { RARE_SEEDS_MAX } else { PLANTED_SEEDS_MAX };
+        let planted = Planted::with(bug);
+        let found = search::search(Search { start: arguments.start, count, jobs: arguments.jobs, planted, keeps_going: false }, |_| {});
+        let (seed, rule) = match found.failures.first() {
+            Some((seed, violation, _)) => (seed.to_string(), violation.rule),
+            None => {
+                missed += 1;
+                ("-".to_owned(), "NOTHING")
+            }
+        };
+        println!("{:<44} {count:>7} {seed:>7}  {rule}", bug.name());
+    }
+    eprintln!("{:.0} s", begun.elapsed().as_secs_f64());
+    println!("{} of {} found", Bug::ALL.len() - missed, Bug::ALL.len());
+    if missed == 0 { ExitCode::SUCCESS } else { ExitCode::from(1) }
 }
 
 fn exhaust(arguments: &Explore, bug: Planted, depth: u32) -> ExitCode {

@@ -8,8 +8,10 @@ use crate::{
     panics,
     plan::{Action, Plan, PlannedOperation, StorageWeather, Topology},
 };
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 use twinshard_core::{
+    id::ServerId,
+    map::ClusterMap,
     planted::Planted,
     request::{NewServer, NewShard},
     time::{Duration, Instant},
@@ -21,13 +23,13 @@ use twinshard_scenarios::{
 };
 
 /// When the load begins: a cluster that nothing disturbs is set up by then.
-const LOAD_FROM: Instant = Instant(2_000_000_000);
+pub(crate) const LOAD_FROM: Instant = Instant(2_000_000_000);
 /// How long the cluster may take to come back after the end.
 const HEAL_WITHIN: Duration = Duration::from_millis(30_000);
 /// Requests of the operator have numbers from here on.
-const ADMIN_FROM: u32 = 900_000;
+pub(crate) const ADMIN_FROM: u32 = 900_000;
 /// How long the operator waits (API.md).
-const ADMIN_TIMEOUT: Duration = Duration::from_millis(120_000);
+pub(crate) const ADMIN_TIMEOUT: Duration = Duration::from_millis(120_000);
 
 /// A closed loop: each client asks again when it was answered.
 #[derive(Clone, Debug)]
@@ -49,11 +51,11 @@ pub struct ClosedLoop {
 }
 
 /// A plan, and what each of its windows is in the scenario.
-struct Staged {
-    plan: Plan,
-    closed: Option<ClosedLoop>,
+pub(crate) struct Staged {
+    pub(crate) plan: Plan,
+    pub(crate) closed: Option<ClosedLoop>,
     /// By window: the place of its fault in the scenario.
-    origins: Vec<usize>,
+    pub(crate) origins: Vec<usize>,
 }
 
 /// Plays a scenario under a seed.
@@ -110,7 +112,7 @@ pub fn play(scenario: &Scenario, seed: u64, reproduce: String) -> RunResult {
     }
 }
 
-fn stage(scenario: &Scenario, seed: u64) -> Staged {
+pub(crate) fn stage(scenario: &Scenario, seed: u64) -> Staged {
     let at = |ms: u64| LOAD_FROM + Duration::from_millis(ms);
     let spec = &scenario.workload;
     let timeout = Duration::from_millis(spec.deadline_ms);
@@ -174,6 +176,15 @@ fn stage(scenario: &Scenario, seed: u64) -> Staged {
     Staged { plan, closed, origins }
 }
 
+/// The servers that hold a shard's active configuration: its primary, or the others.
+pub(crate) fn holders(map: &ClusterMap, shard: Option<&str>, primary: bool) -> Vec<Place> {
+    let record = shard.and_then(|name| map.shard_named(name)).and_then(|id| map.shards.get(&id));
+    let Some(config) = record.and_then(|record| record.current.as_ref()) else { return Vec::new() };
+    let members = config.members.iter().filter(|member| (**member == config.primary) == primary);
+    let servers: BTreeSet<ServerId> = members.filter_map(|member| map.server_of(*member)).collect();
+    servers.into_iter().map(Place::Server).collect()
+}
+
 fn topology(scenario: &Scenario) -> Topology {
     let spec = &scenario.topology;
     let mut servers: Vec<NewServer> =
@@ -206,7 +217,7 @@ fn place(scenario: &Scenario, target: &Target) -> Place {
                 }
             });
             let place = scenario.server_names().chain(added).position(|known| known == *name);
-            Place::Server(twinshard_core::id::ServerId(place.map_or(u64::MAX, |place| place as u64 + 1)))
+            Place::Server(ServerId(place.map_or(u64::MAX, |place| place as u64 + 1)))
         }
         Target::Balancer(number) => Place::Balancer(*number as usize),
         Target::PrimaryOf(name) => Place::PrimaryOf(shard(name)),

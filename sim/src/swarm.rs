@@ -126,7 +126,7 @@ fn topology(dice: &mut Dice) -> Topology {
             resend_after: Duration::from_millis(dice.between(20, 150)),
             commit_spread_after: dice.pick(&[Duration::ZERO, Duration::from_millis(2), Duration::from_millis(20)]),
             read_timeout: Duration::from_millis(dice.between(100, 1_000)),
-            fetch_timeout: Duration::from_millis(dice.between(150, 2_000)),
+            fetch_timeout: dice.pick(&[60, 150, 400, 2_000].map(Duration::from_millis)),
             snapshot_idle_max: Duration::from_millis(dice.between(300, 3_000)),
             map_persist_after: Duration::from_millis(dice.between(0, 200)),
             request_retry_after: Duration::from_millis(dice.between(20, 200)),
@@ -163,7 +163,7 @@ fn operations(dice: &mut Dice, topology: &Topology, count: u64, span_ms: u64) ->
         operations.push(PlannedOperation { id, at, client, balancer, timeout: Duration::from_millis(timeout), retries, action });
     }
     let mut names: Vec<Box<str>> = topology.servers.iter().map(|server| server.name.clone()).collect();
-    for step in 0..dice.pick(&[0, 0, 1, 2, 4]) {
+    for step in 0..dice.pick(&[0, 1, 2, 4, 8]) {
         let id = count as u32 + 1 + step;
         let at = Instant((WORKLOAD_AT_MS * 1_000_000) + dice.below(span_ms * 1_000_000));
         let action = admin(dice, topology, id, &mut names);
@@ -213,7 +213,7 @@ fn action(dice: &mut Dice, topology: &Topology, id: u32, keys: i64) -> Action {
 
 fn admin(dice: &mut Dice, topology: &Topology, id: u32, names: &mut Vec<Box<str>>) -> Action {
     match dice.below(10) {
-        0..4 => {
+        0..3 => {
             let name = server_name(u64::from(id));
             names.push(name.clone());
             let mut shards: Vec<Box<str>> = Vec::new();
@@ -231,7 +231,7 @@ fn admin(dice: &mut Dice, topology: &Topology, id: u32, names: &mut Vec<Box<str>
             };
             Action::AddServer { name, shards, new_shards }
         }
-        4..7 => {
+        3..5 => {
             let place = dice.below(names.len() as u64) as usize;
             Action::RemoveServer { name: if names.len() > 1 { names.remove(place) } else { names[place].clone() } }
         }
@@ -240,7 +240,7 @@ fn admin(dice: &mut Dice, topology: &Topology, id: u32, names: &mut Vec<Box<str>
 }
 
 /// The kinds of faults that a seed may have or not.
-const KINDS: u64 = 12;
+const KINDS: u64 = 13;
 
 fn faults(dice: &mut Dice, options: &mut Dice, topology: &Topology, end: Instant) -> Vec<Window> {
     // Half of the seeds have every kind (FACTS.md: a random subset alone finds less).
@@ -253,7 +253,9 @@ fn faults(dice: &mut Dice, options: &mut Dice, topology: &Topology, end: Instant
         return windows;
     }
     for _ in 0..count {
-        let start = Instant(dice.between(300_000_000, end.0));
+        // Some while the cluster is being set up.
+        let latest = if dice.percent(12) { 700_000_000 } else { end.0 };
+        let start = Instant(dice.between(30_000_000, latest));
         let kind = dice.pick(&kinds);
         let (fault, length) = fault(dice, kind, topology);
         if matches!(fault, Fault::DiskLoss { .. } | Fault::Rot { .. }) {
@@ -332,6 +334,11 @@ fn fault(dice: &mut Dice, kind: u64, topology: &Topology) -> (Fault, Duration) {
         10 => {
             let fault = Fault::Split { servers: dice.below(256), balancers: dice.below(4), register: dice.percent(50) };
             (fault, outage(dice))
+        }
+        11 => {
+            // Two servers that do not hear each other, while everyone else hears both.
+            let (a, b) = (Place::Server(server(dice)), Place::Server(server(dice)));
+            (Fault::Cut { a, b, way: dice.pick(&[Way::Both, Way::Forth, Way::Back]) }, dice.ms(300, 3_000))
         }
         _ => {
             // A primary that restarts again and again, faster than anyone suspects it.

@@ -1,7 +1,15 @@
 //! Tests that need more than one crate, as one binary. Nothing here is used by anything else.
 
 #[cfg(test)]
+mod api;
+#[cfg(test)]
+mod cli;
+#[cfg(test)]
+mod damage;
+#[cfg(test)]
 mod determinism;
+#[cfg(test)]
+mod lock;
 #[cfg(test)]
 mod planted;
 #[cfg(test)]
@@ -10,3 +18,5 @@ mod processes;
 mod scenarios;
 #[cfg(test)]
 mod tidy;
+#[cfg(test)]
+mod turmoil;

@@ -1,37 +1,53 @@
 //! Every check can fail: bugs planted in the core are caught by the general swarm scenario, each at a seed that is known to show it, and the
-//! same seed without the bug is fine. `twinshard-sim explore --planted NAME --seeds 5000` searches from the start.
+//! same seed without the bug is fine. `make planted` searches them all from the start.
 
+use std::collections::BTreeSet;
 use twinshard_core::planted::{Bug, Planted};
 use twinshard_sim::search::{Search, search};
 
 /// Where each bug shows first, as far as it was searched.
 const SHOWS_AT: &[(Bug, u64)] = &[
-    (Bug::KeepsIdAfterLosingDisk, 0),
+    (Bug::KeepsIdAfterLosingDisk, 2),
     (Bug::AcknowledgesBeforeDurable, 0),
     (Bug::CommitsOldEpochByCounting, 0),
-    (Bug::ReadsWithoutRound, 220),
-    (Bug::LaterReadsShareRound, 0),
+    (Bug::ReadsWithoutRound, 685),
+    (Bug::LaterReadsShareRound, 8),
     (Bug::AppliesRetryTwice, 0),
-    (Bug::SealsOneTooFew, 28),
+    (Bug::SealsOneTooFew, 55),
     (Bug::ActivatesWithoutCas, 0),
-    (Bug::RestartedPrimaryGoesOn, 43),
+    (Bug::RestartedPrimaryGoesOn, 18),
     (Bug::CountsLearners, 0),
-    (Bug::SnapshotWithoutSessions, 0),
+    (Bug::SnapshotWithoutSessions, 6),
     (Bug::ServesUnactivated, 0),
-    (Bug::SnapshotInTwoPersists, 3),
+    (Bug::SnapshotInTwoPersists, 6),
+    (Bug::CommitsUnverified, 0),
     (Bug::PromisesBeforeWrites, 0),
-    (Bug::ActsOnIntention, 5),
-    (Bug::SealsPending, 97),
-    (Bug::InstallsOnWriteQuorum, 7),
+    (Bug::ActsOnIntention, 14),
+    (Bug::SealsPending, 11),
+    (Bug::TakesSecondBestSource, 79),
+    (Bug::InstallsTwice, 0),
+    (Bug::InstallsOnWriteQuorum, 23),
     (Bug::IgnoresLame, 0),
+    (Bug::CreatesAgain, 313),
     (Bug::ReusesSession, 0),
-    (Bug::ForgetsFloor, 34),
+    (Bug::ForgetsFloor, 29),
 ];
+
+/// Seeds that failed once: for a bug of the protocol, of the controller, or of a check. A later change of the swarm makes other runs of
+/// them; what each found has a test of its own where it was fixed.
+const FAILED_ONCE: &[u64] = &[2_130, 5_657, 6_652, 6_803, 21_354, 26_384, 30_906, 32_636, 41_353, 43_616, 74_288, 82_378, 204_903];
 
 fn fails(start: u64, planted: Planted) -> bool {
     let found = search(Search { start, count: 1, jobs: 1, planted, keeps_going: false }, |_| {});
     assert_eq!(found.seeds, 1);
     !found.failures.is_empty()
+}
+
+#[test]
+fn every_planted_bug_is_listed() {
+    let listed: BTreeSet<&str> = SHOWS_AT.iter().map(|(bug, _)| bug.name()).collect();
+    let all: BTreeSet<&str> = Bug::ALL.iter().map(|bug| bug.name()).collect();
+    assert_eq!(listed, all);
 }
 
 #[test]
@@ -41,10 +57,8 @@ fn planted_bugs_are_caught() {
 }
 
 #[test]
-fn the_same_seeds_are_fine_without_a_bug() {
-    let mut seeds: Vec<u64> = SHOWS_AT.iter().map(|(_, seed)| *seed).collect();
-    seeds.sort_unstable();
-    seeds.dedup();
+fn the_same_seeds_and_those_that_failed_once_are_fine_without_a_bug() {
+    let seeds: BTreeSet<u64> = SHOWS_AT.iter().map(|(_, seed)| *seed).chain(FAILED_ONCE.iter().copied()).collect();
     let failing: Vec<u64> = seeds.into_iter().filter(|seed| fails(*seed, Planted::NONE)).collect();
     assert_eq!(failing, Vec::<u64>::new());
 }

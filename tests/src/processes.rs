@@ -41,19 +41,31 @@ pub(crate) fn production_binary() -> &'static Path {
 }
 
 /// A running `twinshard up`.
-struct Up {
+pub(crate) struct Up {
     child: Child,
     stdout: BufReader<ChildStdout>,
-    url: String,
+    /// The first balancer's.
+    pub(crate) url: String,
+    urls: Vec<String>,
     dir: PathBuf,
 }
 
 impl Up {
-    fn start(dir: &Path) -> Self {
+    pub(crate) fn start(dir: &Path) -> Self {
+        Self::start_with(dir, &[])
+    }
+
+    pub(crate) fn start_with(dir: &Path, flags: &[&str]) -> Self {
+        Self::start_logging(dir, flags, "warn")
+    }
+
+    /// The level is the one that its own nodes log at, too.
+    pub(crate) fn start_logging(dir: &Path, flags: &[&str], level: &str) -> Self {
         let mut child = Command::new(production_binary())
             .args(["up", "--port", "0", "--dir"])
             .arg(dir)
-            .env("TWINSHARD_LOG", "warn")
+            .args(flags)
+            .env("TWINSHARD_LOG", level)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::inherit())
@@ -62,16 +74,16 @@ impl Up {
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
         let mut line = String::new();
         stdout.read_line(&mut line).unwrap();
-        let url = line.split_whitespace().find(|word| word.starts_with("http://")).expect(&line).to_owned();
-        Self { child, stdout, url, dir: dir.canonicalize().unwrap() }
+        let urls: Vec<String> = line.split_whitespace().filter(|word| word.starts_with("http://")).map(str::to_owned).collect();
+        Self { child, stdout, url: urls.first().expect(&line).clone(), urls, dir: dir.canonicalize().unwrap() }
     }
 
-    fn client(&self) -> Client {
+    pub(crate) fn client(&self) -> Client {
         Client::new(&self.url, Duration::from_secs(130)).unwrap()
     }
 
     /// SIGTERM, and what it printed until it ended.
-    fn stop(mut self) -> (ExitStatus, String) {
+    pub(crate) fn stop(mut self) -> (ExitStatus, String) {
         signal("TERM", &[self.child.id()]);
         let mut rest = String::new();
         self.stdout.read_to_string(&mut rest).unwrap();
@@ -93,7 +105,7 @@ impl Up {
         pids
     }
 
-    fn server_pid(&self, name: &str) -> u32 {
+    pub(crate) fn server_pid(&self, name: &str) -> u32 {
         let pids = self.pids(&[" server ", &format!("--name {name} ")]);
         assert_eq!(pids.len(), 1, "{name} has processes {pids:?}");
         pids[0]
@@ -112,7 +124,7 @@ impl Drop for Up {
     }
 }
 
-fn signal(name: &str, pids: &[u32]) {
+pub(crate) fn signal(name: &str, pids: &[u32]) {
     if !pids.is_empty() {
         let mut kill = Command::new("kill");
         kill.arg(format!("-{name}")).args(pids.iter().map(u32::to_string)).stderr(Stdio::null());
@@ -120,7 +132,7 @@ fn signal(name: &str, pids: &[u32]) {
     }
 }
 
-fn default_cluster() -> Value {
+pub(crate) fn default_cluster() -> Value {
     json!({
         "N": 3,
         "schema": { "columns": ["Stud_id", "Stud_name", "Stud_marks"], "dtypes": ["Number", "String", "String"] },
@@ -133,7 +145,7 @@ fn default_cluster() -> Value {
     })
 }
 
-async fn ok(client: &mut Client, method: Method, path: &str, body: Value) -> Value {
+pub(crate) async fn ok(client: &mut Client, method: Method, path: &str, body: Value) -> Value {
     let (code, answer) = client.json(method, path, Some(&body)).await.unwrap();
     assert!(code.is_success(), "{path} {body} answered {code} {answer}");
     answer
@@ -149,7 +161,7 @@ fn primary(status: &Value, shard: &str) -> Option<String> {
 }
 
 /// Asks until the answer is there; what it waits for is named when it never comes.
-async fn wait_for<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
+pub(crate) async fn wait_for<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + PATIENCE;
     loop {
         if let Some(found) = ask().await {
@@ -160,24 +172,24 @@ async fn wait_for<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
     }
 }
 
-fn row(key: i64, value: u64) -> Value {
+pub(crate) fn row(key: i64, value: u64) -> Value {
     json!({ "Stud_id": key, "Stud_name": value.to_string(), "Stud_marks": "1" })
 }
 
-async fn read_all(client: &mut Client) -> BTreeMap<i64, u64> {
+pub(crate) async fn read_all(client: &mut Client) -> BTreeMap<i64, u64> {
     let answer = ok(client, Method::POST, "/read", json!({ "Stud_id": { "low": 0, "high": 12287 } })).await;
     let rows = answer["data"].as_array().unwrap();
     rows.iter().map(|row| (row["Stud_id"].as_i64().unwrap(), row["Stud_name"].as_str().unwrap().parse().unwrap())).collect()
 }
 
 /// Writes of new keys that go on until told to stop; the keys that were acknowledged.
-struct Load {
+pub(crate) struct Load {
     stop: Arc<AtomicBool>,
     task: tokio::task::JoinHandle<Vec<i64>>,
 }
 
 impl Load {
-    fn start(url: &str, first_key: i64) -> Self {
+    pub(crate) fn start(url: &str, first_key: i64) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let mut client = Client::new(url, Duration::from_secs(15)).unwrap();
         let told = Arc::clone(&stop);
@@ -205,20 +217,20 @@ impl Load {
         Self { stop, task }
     }
 
-    async fn stop(self) -> Vec<i64> {
+    pub(crate) async fn stop(self) -> Vec<i64> {
         self.stop.store(true, Ordering::Relaxed);
         self.task.await.unwrap()
     }
 }
 
-async fn assert_all_there(client: &mut Client, acknowledged: &[i64]) {
+pub(crate) async fn assert_all_there(client: &mut Client, acknowledged: &[i64]) {
     assert!(!acknowledged.is_empty(), "no write was acknowledged: the test shows nothing");
     let rows = read_all(client).await;
     let missing: Vec<_> = acknowledged.iter().filter(|key| !rows.contains_key(key)).collect();
     assert_eq!(missing, Vec::<&i64>::new(), "acknowledged rows are missing");
 }
 
-async fn healthy(client: &mut Client, count: usize) {
+pub(crate) async fn healthy(client: &mut Client, count: usize) {
     wait_for("all servers up and every shard with all its members", async || {
         let status = status(client).await;
         let up = status["health"]
@@ -229,6 +241,16 @@ async fn healthy(client: &mut Client, count: usize) {
                 shard["primary_server"].is_string() && shard["members"].as_array().is_some_and(|members| members.len() == count)
             });
         (up && whole).then_some(())
+    })
+    .await;
+}
+
+/// Waits until a server holds so many rows itself: until its loss is known, it is one of the members that cannot answer.
+pub(crate) async fn holds(client: &mut Client, server: &str, count: usize) {
+    wait_for(&format!("{count} rows on {server}"), async || {
+        let (code, held) = client.json(Method::GET, &format!("/read/{server}"), None).await.unwrap();
+        let found = || ["sh1", "sh2", "sh3"].iter().map(|shard| held[shard].as_array().map_or(0, Vec::len)).sum::<usize>();
+        (code.is_success() && found() == count).then_some(())
     })
     .await;
 }
@@ -323,9 +345,7 @@ async fn server_that_lost_its_directory_is_refilled_under_new_ids() {
     })
     .await;
     healthy(&mut client, 3).await;
-    let held = ok(&mut client, Method::GET, "/read/Server1", Value::Null).await;
-    let count: usize = ["sh1", "sh2", "sh3"].iter().map(|shard| held[shard].as_array().unwrap().len()).sum();
-    assert_eq!(count, 3_000);
+    holds(&mut client, "Server1", 3_000).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -346,6 +366,44 @@ async fn balancer_that_was_killed_is_started_again() {
     assert_eq!(up.pids(&[" server "]), servers, "the servers are adopted, not started again");
     let acknowledged = load.stop().await;
     assert_all_there(&mut client, &acknowledged).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_go_on_through_the_other_balancer_when_one_is_killed() {
+    let dir = tempfile::tempdir().unwrap();
+    let up = Up::start_with(dir.path(), &["--balancers", "2"]);
+    assert_eq!(up.urls.len(), 2);
+    let mut clients = [0, 1].map(|place| Client::new(&up.urls[place], Duration::from_secs(130)).unwrap());
+    ok(&mut clients[1], Method::POST, "/init", default_cluster()).await;
+    for (client, value) in clients.iter_mut().zip([7, 8]) {
+        ok(client, Method::POST, "/write", json!({ "data": [row(8191, value)] })).await;
+    }
+    assert_eq!(read_all(&mut clients[0]).await, BTreeMap::from([(8191, 8)]));
+    let mut acknowledged = vec![8191];
+    for place in [0, 1] {
+        let port = format!("--listen {} ", up.urls[place].trim_start_matches("http://"));
+        let victim = up.pids(&[" balancer ", &port]);
+        assert_eq!(victim.len(), 1);
+        let load = Load::start(&up.urls[1 - place], i64::try_from(place).unwrap() * 4_000);
+        signal("KILL", &victim);
+        // Whoever controls now: a server that dies meanwhile is respawned all the same.
+        let pid = up.server_pid("Server2");
+        signal("KILL", &[pid]);
+        wait_for("the server's respawn", async || {
+            let pids = up.pids(&[" server ", "--name Server2 "]);
+            (!pids.is_empty() && pids != [pid]).then_some(())
+        })
+        .await;
+        let mut other = Client::new(&up.urls[1 - place], Duration::from_secs(130)).unwrap();
+        healthy(&mut other, 3).await;
+        let written = load.stop().await;
+        acknowledged.extend(written);
+        // It was started again, where it was.
+        let mut again = Client::new(&up.urls[place], Duration::from_secs(130)).unwrap();
+        wait_for("the balancer that was killed", async || again.json(Method::GET, "/status", None).await.ok()).await;
+        assert_all_there(&mut again, &acknowledged).await;
+    }
+    assert!(up.stop().0.success());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -373,30 +431,6 @@ async fn garbage_on_every_port_disturbs_nothing() {
     ok(&mut client, Method::POST, "/write", json!({ "data": [row(1, 8)] })).await;
     assert_eq!(read_all(&mut client).await, BTreeMap::from([(1, 8)]));
     assert_eq!(up.pids(&[" server "]).len(), 3);
-}
-
-#[test]
-fn wrong_use_gets_one_clear_line() {
-    let run = |args: &[&str]| {
-        let output = Command::new(production_binary()).args(args).stdin(Stdio::null()).output().unwrap();
-        (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
-    };
-    assert_eq!(run(&["up", "--nonsense"]).0, 2);
-    assert_eq!(run(&["bench", "--run", "a9"]).0, 2);
-
-    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = taken.local_addr().unwrap().port().to_string();
-    let dir = tempfile::tempdir().unwrap();
-    let (code, words) = run(&["up", "--port", &port, "--dir", dir.path().to_str().unwrap()]);
-    assert_eq!((code, words.lines().count()), (1, 1), "{words}");
-    assert!(words.contains(&port), "{words}");
-
-    let (code, words) = run(&["status", "--url", &format!("http://127.0.0.1:{port}")]);
-    assert_eq!((code, words.lines().count()), (1, 1), "{words}");
-    for command in ["up", "balancer", "server", "status", "bench", "demo", "purge"] {
-        let output = Command::new(production_binary()).args([command, "--help"]).output().unwrap();
-        assert!(output.status.success() && output.stdout.len() > 200, "{command} --help teaches nothing");
-    }
 }
 
 #[test]

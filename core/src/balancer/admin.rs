@@ -33,6 +33,30 @@ pub(crate) enum Goal {
 }
 
 impl Goal {
+    /// Whether the map has what the wished one had for this: the wish was granted, even if nobody said so.
+    pub(crate) fn stands(&self, wished: &ClusterMap, map: &ClusterMap) -> bool {
+        let name_of = |map: &ClusterMap, id: &ServerId| map.servers.get(id).map(|record| record.name.clone());
+        let same_shard = |id: &ShardId| {
+            let of = |map: &ClusterMap| map.shards.get(id).map(|record| (record.name.clone(), record.low, record.size));
+            of(map).is_some() && of(map) == of(wished)
+        };
+        match self {
+            Self::Initialised => {
+                map.schema == wished.schema
+                    && wished.shards.keys().all(same_shard)
+                    && wished.servers.keys().all(|id| name_of(map, id) == name_of(wished, id))
+            }
+            Self::Added { servers, names, shards } => {
+                servers.iter().zip(names).all(|(id, name)| name_of(map, id).as_ref() == Some(name)) && shards.iter().all(same_shard)
+            }
+            Self::Removed { servers, .. } => {
+                servers.iter().all(|id| map.servers.get(id).is_none_or(|record| record.goal == ServerGoal::Leave))
+            }
+            // Wishing it again does no harm.
+            Self::Moved { .. } => false,
+        }
+    }
+
     /// The answer, once the goal is reached.
     pub(crate) fn reached(&self, map: &ClusterMap, observed: &Observed, now: Instant) -> Option<Reply> {
         let server_count = map.servers.values().filter(|record| record.goal == ServerGoal::Run).count() as u64;
@@ -153,6 +177,15 @@ fn check_shards(shards: &[NewShard], by_name: bool) -> Result<(), RequestError> 
     }
 }
 
+/// A server holds one replica of a shard at most.
+fn check_held_once(server: &NewServer) -> Result<(), RequestError> {
+    let mut held = BTreeSet::new();
+    match server.shards.iter().find(|shard| !held.insert(*shard)) {
+        Some(shard) => Err(invalid(format!("Server {} names the shard {} twice", quoted(&server.name), quoted(shard)))),
+        None => Ok(()),
+    }
+}
+
 fn add_shard(map: &mut ClusterMap, shard: &NewShard) -> ShardId {
     let id = map.counters.shard.next();
     map.counters.shard = id;
@@ -223,6 +256,7 @@ pub(crate) fn init(map: &ClusterMap, request: &Init<'_>) -> Result<(ClusterMap, 
         if !names.insert(&*server.name) {
             return Err(invalid(format!("Server {} stands twice", quoted(&server.name))));
         }
+        check_held_once(server)?;
         for shard in &server.shards {
             if !shard_names.contains(&**shard) {
                 return Err(invalid(format!("Server {} names the unknown shard {}", quoted(&server.name), quoted(shard))));
@@ -341,6 +375,7 @@ pub(crate) fn add(
         }
     }
     for server in servers {
+        check_held_once(server)?;
         for shard in &server.shards {
             if map.shard_named(shard).is_none() && !new_shards.iter().any(|new| new.name == *shard) {
                 return Err(invalid(format!("Server {} names the unknown shard {}", quoted(&server.name), quoted(shard))));

@@ -143,7 +143,8 @@ impl Drives {
         let Some(record) = map.replicas.get(&replica) else { return };
         let Some(proposal) = self.shards.get_mut(&record.shard).and_then(|drive| drive.proposal.as_mut()) else { return };
         if epoch == proposal.epoch {
-            proposal.promises.insert(replica, last); // R6
+            // R6. The first one stands: a later answer to the same seal may tell of what the replica took in that epoch since.
+            proposal.promises.entry(replica).or_insert(last);
         } else if epoch > proposal.epoch {
             proposal.superseded = true;
         }
@@ -171,16 +172,25 @@ impl Drives {
         }
     }
 
-    /// Everything that is to be said now. Called at every beat and whenever something changed; saying it again is harmless.
+    /// Everything that is to be said now. Called at every beat and whenever the map changed; saying it again is harmless.
     pub(crate) fn say(&mut self, version: MapVersion, map: &ClusterMap, observed: &Observed, now: Instant, out: &mut Vec<Outgoing>) {
         create_and_retire(version, map, observed, now, out);
-        let shards: Vec<ShardId> = map.shards.keys().copied().collect();
-        for shard in shards {
-            let Some(record) = map.shards.get(&shard) else { continue };
+        let mut learners = learners(map);
+        for (shard, record) in &map.shards {
             match &record.pending {
-                Some(pending) => self.propose(map, shard, record, pending, observed, now, out),
-                None => self.serve(map, shard, record, observed, now, out),
+                Some(pending) => self.propose(map, *shard, record, pending, observed, now, out),
+                None => serve(map, record, learners.remove(shard).unwrap_or_default(), observed, now, out),
             }
+        }
+    }
+
+    /// What is to be said of the proposal of the replica's shard, of which something was heard.
+    pub(crate) fn say_of(&mut self, map: &ClusterMap, replica: ReplicaId, observed: &Observed, now: Instant, out: &mut Vec<Outgoing>) {
+        let Some(shard) = map.replicas.get(&replica).map(|record| record.shard) else { return };
+        if let Some(record) = map.shards.get(&shard)
+            && let Some(pending) = &record.pending
+        {
+            self.propose(map, shard, record, pending, observed, now, out);
         }
     }
 
@@ -242,32 +252,42 @@ impl Drives {
             out.push((server, ToServer::Install(install)));
         }
     }
+}
 
-    /// While nothing is pending: the primary must know that it is active (R15), and whom to teach.
-    fn serve(&self, map: &ClusterMap, shard: ShardId, record: &ShardRecord, observed: &Observed, now: Instant, out: &mut Vec<Outgoing>) {
-        let Some(current) = &record.current else { return };
-        let Some(server) = map.server_of(current.primary) else { return };
-        let status = observed.status(map, current.primary, now);
-        let active = status.is_some_and(|status| status.promised == current.epoch && status.lead == Some(LeadStage::Active));
-        if !active {
-            out.push((server, ToServer::Activate { replica: current.primary, epoch: current.epoch }));
-            return;
+/// The replicas of each shard that are ready, are to stay, and are no members: they are to be taught.
+fn learners(map: &ClusterMap) -> BTreeMap<ShardId, Vec<(ReplicaId, ServerId)>> {
+    let mut learners: BTreeMap<ShardId, Vec<(ReplicaId, ServerId)>> = BTreeMap::new();
+    for (id, replica) in map.replicas.iter().filter(|(_, replica)| replica.stage == ReplicaStage::Ready) {
+        let is_learner = map.shards.get(&replica.shard).is_some_and(|record| {
+            record.placement.contains(&replica.server) && record.current.as_ref().is_some_and(|current| !current.has(*id))
+        });
+        if is_learner {
+            learners.entry(replica.shard).or_default().push((*id, replica.server));
         }
-        let learners: Vec<(ReplicaId, ServerId)> = map
-            .replicas
-            .iter()
-            .filter(|(id, replica)| {
-                replica.shard == shard
-                    && replica.stage == ReplicaStage::Ready
-                    && record.placement.contains(&replica.server)
-                    && !current.has(**id)
-            })
-            .map(|(id, replica)| (*id, replica.server))
-            .collect();
-        let taught = status.is_some_and(|status| !status.learners.is_empty());
-        if !learners.is_empty() || taught {
-            out.push((server, ToServer::Learn { replica: current.primary, epoch: current.epoch, learners }));
-        }
+    }
+    learners
+}
+
+/// While nothing is pending: the primary must know that it is active (R15), and whom to teach.
+fn serve(
+    map: &ClusterMap,
+    record: &ShardRecord,
+    learners: Vec<(ReplicaId, ServerId)>,
+    observed: &Observed,
+    now: Instant,
+    out: &mut Vec<Outgoing>,
+) {
+    let Some(current) = &record.current else { return };
+    let Some(server) = map.server_of(current.primary) else { return };
+    let status = observed.status(map, current.primary, now);
+    let active = status.is_some_and(|status| status.promised == current.epoch && status.lead == Some(LeadStage::Active));
+    if !active {
+        out.push((server, ToServer::Activate { replica: current.primary, epoch: current.epoch }));
+        return;
+    }
+    let taught = status.is_some_and(|status| !status.learners.is_empty());
+    if !learners.is_empty() || taught {
+        out.push((server, ToServer::Learn { replica: current.primary, epoch: current.epoch, learners }));
     }
 }
 
@@ -298,14 +318,15 @@ fn create_and_retire(version: MapVersion, map: &ClusterMap, observed: &Observed,
         }
         match record.stage {
             ReplicaStage::Minted => {
-                if let Some(seen) = observed.servers.get(&record.server) {
-                    let (owner, shard) = (seen.owner, record.shard);
+                if let Some(owner) = observed.owner(record.server) {
+                    let shard = record.shard;
                     out.push((record.server, ToServer::Create { version, owner, replica: *id, shard })); // R17
                 }
             }
             ReplicaStage::Ready => {}
             ReplicaStage::Retired => {
-                // R18: `map` was read back; it must show that nothing has it and nothing is pending that might.
+                // R18: `map` was read back; it must show that nothing has it and nothing is pending that might. An old map does no harm:
+                // a retired replica never becomes ready again, so no later configuration can have it either.
                 let free = map
                     .shards
                     .get(&record.shard)

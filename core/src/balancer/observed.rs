@@ -14,18 +14,39 @@ use std::collections::BTreeMap;
 pub(crate) struct Seen {
     /// When it was heard of last.
     pub(crate) heard: Option<Instant>,
+    /// Since when this balancer knows of it.
+    known: Instant,
     /// Since when it is expected to answer: silence counts from here at the earliest.
     pub(crate) expected: Instant,
+    /// The last heartbeat that it answered: what it said before is older.
+    beat: u64,
     /// Who owned its store when it was heard of last.
-    pub(crate) owner: OwnerNumber,
+    owner: Option<OwnerNumber>,
+    /// How many operations on the register had begun when that owner was first heard of.
+    owner_at: u64,
+    /// Whether the map that is known was shown by an operation begun after that (R17).
+    owner_read: bool,
     /// The newest map that it has.
     pub(crate) map_version: MapVersion,
     /// What its replicas said last.
     pub(crate) replicas: BTreeMap<ReplicaId, ReplicaStatus>,
     /// How it looked when health was judged last.
     pub(crate) health: Health,
-    /// How often this balancer had it respawned.
+    /// How often this balancer saw it run anew.
     pub(crate) respawn_count: u64,
+    /// How often it was started and then not heard of.
+    pub(crate) unheard_starts: u32,
+}
+
+/// What a beat told of the server itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Owner {
+    /// The one that is known.
+    Same,
+    /// The first that is heard of.
+    First,
+    /// Another: the server runs anew.
+    Another,
 }
 
 impl Seen {
@@ -33,19 +54,28 @@ impl Seen {
     pub(crate) const fn new(now: Instant) -> Self {
         Self {
             heard: None,
+            known: now,
             expected: now,
-            owner: OwnerNumber(0),
+            beat: 0,
+            owner: None,
+            owner_at: 0,
+            owner_read: false,
             map_version: MapVersion(0),
             replicas: BTreeMap::new(),
             health: Health::Starting,
             respawn_count: 0,
+            unheard_starts: 0,
         }
     }
+}
 
-    /// For how long it has been silent although it was expected to answer.
-    pub(crate) fn silence(&self, now: Instant) -> Duration {
-        now.since(self.heard.unwrap_or(self.expected).max(self.expected))
-    }
+/// A beat as it came.
+#[derive(Debug)]
+pub(crate) struct Beat {
+    pub(crate) beat: u64,
+    pub(crate) owner: OwnerNumber,
+    pub(crate) map_version: MapVersion,
+    pub(crate) replicas: Vec<ReplicaStatus>,
 }
 
 /// What was seen of all servers, judged by how long they were silent.
@@ -54,22 +84,74 @@ pub(crate) struct Observed {
     /// By server of the map.
     pub(crate) servers: BTreeMap<ServerId, Seen>,
     suspect_after: Duration,
+    /// When this balancer woke from a pause: what it did not hear before is its own fault.
+    resumed: Instant,
 }
 
 impl Observed {
     /// Nothing seen yet.
     pub(crate) const fn new(suspect_after: Duration) -> Self {
-        Self { servers: BTreeMap::new(), suspect_after }
+        Self { servers: BTreeMap::new(), suspect_after, resumed: Instant(0) }
+    }
+
+    /// This balancer did not run for a while. All silence begins anew.
+    pub(crate) const fn resume(&mut self, now: Instant) {
+        self.resumed = now;
+    }
+
+    /// Takes a beat; `None` if it is older than what is known, or of a server that is not.
+    pub(crate) fn heard(&mut self, now: Instant, from: ServerId, beat: Beat, operations_begun: u64) -> Option<Owner> {
+        let seen = self.servers.get_mut(&from).filter(|seen| seen.beat <= beat.beat)?;
+        seen.heard = Some(now);
+        seen.beat = beat.beat;
+        seen.unheard_starts = 0;
+        seen.map_version = beat.map_version;
+        seen.replicas = beat.replicas.into_iter().map(|status| (status.replica, status)).collect();
+        let owner = match seen.owner {
+            Some(known) if known == beat.owner => Owner::Same,
+            Some(_) => Owner::Another,
+            None => Owner::First,
+        };
+        if owner != Owner::Same {
+            seen.owner = Some(beat.owner);
+            seen.owner_at = operations_begun;
+            seen.owner_read = false;
+        }
+        Some(owner)
+    }
+
+    /// The map that is known was shown by that operation on the register.
+    pub(crate) fn confirm(&mut self, operation: u64) {
+        for seen in self.servers.values_mut() {
+            seen.owner_read |= seen.owner_at < operation;
+        }
+    }
+
+    /// Who owns the server's store, if the map was read since that was first heard (R17): an older map may have a replica as minted that
+    /// was created long ago, on a disk that is lost.
+    pub(crate) fn owner(&self, server: ServerId) -> Option<OwnerNumber> {
+        self.servers.get(&server).filter(|seen| seen.owner_read)?.owner
     }
 
     /// Whether the server answers.
     pub(crate) fn is_alive(&self, server: ServerId, now: Instant) -> bool {
-        self.servers.get(&server).is_some_and(|seen| seen.heard.is_some() && seen.silence(now) < self.suspect_after)
+        self.servers
+            .get(&server)
+            .is_some_and(|seen| seen.heard.is_some_and(|heard| heard >= seen.expected) && self.silence_of(seen, now) < self.suspect_after)
     }
 
-    /// For how long the server has been silent; for ever if it is not known.
+    fn silence_of(&self, seen: &Seen, now: Instant) -> Duration {
+        now.since(seen.heard.unwrap_or(seen.expected).max(seen.expected).max(self.resumed))
+    }
+
+    /// For how long the server has been silent although it was expected to answer; for ever if it is not known. What it takes to start one.
     pub(crate) fn silence(&self, server: ServerId, now: Instant) -> Duration {
-        self.servers.get(&server).map_or(Duration(u64::MAX), |seen| seen.silence(now))
+        self.servers.get(&server).map_or(Duration(u64::MAX), |seen| self.silence_of(seen, now))
+    }
+
+    /// For how long nothing was heard of the server, even if it is just being started: its clients wait all the same.
+    pub(crate) fn quiet(&self, server: ServerId, now: Instant) -> Duration {
+        self.servers.get(&server).map_or(Duration(u64::MAX), |seen| now.since(seen.heard.unwrap_or(seen.known).max(self.resumed)))
     }
 
     /// What the replica said last, if its server answers.
@@ -89,6 +171,9 @@ impl Observed {
     pub(crate) fn led(&mut self, server: ServerId, replica: ReplicaId, epoch: Epoch, stage: LeadStage) {
         let status = self.servers.get_mut(&server).and_then(|seen| seen.replicas.get_mut(&replica));
         if let Some(status) = status.filter(|status| status.promised <= epoch) {
+            if status.promised < epoch {
+                status.unreached.clear();
+            }
             status.promised = epoch;
             status.lead = Some(stage);
         }
@@ -97,6 +182,11 @@ impl Observed {
     /// How far the replica is in leading that epoch, as it said last.
     pub(crate) fn lead(&self, map: &ClusterMap, replica: ReplicaId, epoch: Epoch, now: Instant) -> Option<LeadStage> {
         self.status(map, replica, now).filter(|status| status.promised == epoch && status.lost.is_none()).and_then(|status| status.lead)
+    }
+
+    /// The members that the replica does not reach as the primary of that epoch, as it said last.
+    pub(crate) fn unreached(&self, map: &ClusterMap, replica: ReplicaId, epoch: Epoch, now: Instant) -> &[ReplicaId] {
+        self.status(map, replica, now).filter(|status| status.promised == epoch).map_or(&[], |status| &status.unreached)
     }
 
     /// How the server looks.
@@ -110,7 +200,7 @@ impl Observed {
             Health::Up
         } else if seen.heard.is_none() && seen.respawn_count == 0 {
             Health::Starting
-        } else if seen.silence(now) < replace_after && seen.health != Health::Down {
+        } else if self.silence_of(seen, now) < replace_after && seen.health != Health::Down {
             Health::Suspect
         } else {
             Health::Down

@@ -65,10 +65,10 @@ fn replicas(map: &mut ClusterMap, facts: &Facts<'_>) {
     }
     let wanted: Vec<(ShardId, ServerId)> =
         map.shards.iter().flat_map(|(shard, record)| record.placement.iter().map(|server| (*shard, *server))).collect();
+    let live: BTreeSet<(ShardId, ServerId)> =
+        map.replicas.values().filter(|record| record.stage != ReplicaStage::Retired).map(|record| (record.shard, record.server)).collect();
     for (shard, server) in wanted {
-        let lives =
-            map.replicas.values().any(|record| record.shard == shard && record.server == server && record.stage != ReplicaStage::Retired);
-        if !lives && map.servers.contains_key(&server) {
+        if !live.contains(&(shard, server)) && map.servers.contains_key(&server) {
             let id = map.counters.replica.next();
             map.counters.replica = id;
             map.replicas.insert(id, ReplicaRecord { shard, server, stage: ReplicaStage::Minted });
@@ -79,19 +79,21 @@ fn replicas(map: &mut ClusterMap, facts: &Facts<'_>) {
 /// Activates what is installed, proposes what is due.
 fn configuration(map: &mut ClusterMap, shard: ShardId, facts: &Facts<'_>) {
     let Some(record) = map.shards.get(&shard).cloned() else { return };
+    let mut stuck = None;
     if let Some(pending) = &record.pending {
         if facts.drives.is_installed(shard, pending.epoch) {
             let next = ShardRecord { current: Some(pending.clone()), pending: None, ..record };
             map.shards.insert(shard, next);
             return;
         }
-        if !is_stuck(map, shard, &record, pending, facts) {
+        stuck = stuck_by(map, shard, &record, pending, facts).map(|why| Stuck { pending, why });
+        if stuck.is_none() {
             return;
         }
     }
     let target = match &record.current {
-        None => first_target(map, shard, &record, facts),
-        Some(current) => next_target(map, &record, current, facts),
+        None => first_target(map, shard, &record, stuck, facts),
+        Some(current) => next_target(map, shard, &record, current, stuck, facts),
     };
     let Some(Target { members, primary }) = target else { return };
     let epoch = map.counters.epoch.next();
@@ -109,11 +111,35 @@ struct Target {
     primary: ReplicaId,
 }
 
-/// Whether the proposal cannot be finished, so that a newer one must take its place (R16).
-fn is_stuck(map: &ClusterMap, shard: ShardId, record: &ShardRecord, pending: &Configuration, facts: &Facts<'_>) -> bool {
+/// A proposal that cannot be finished. Members may have promised its epoch, so `current` serves no more either: whatever comes next, it
+/// has a new epoch (R16).
+#[derive(Clone, Copy, Debug)]
+struct Stuck<'a> {
+    pending: &'a Configuration,
+    why: Why,
+}
+
+/// Why a proposal cannot be finished.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Why {
+    /// Its epoch is over, or its source does not serve: another epoch with the same primary may do.
+    EpochOver,
+    /// Nothing came of it in time: its primary may be the reason.
+    StoodStill,
+}
+
+impl Stuck<'_> {
+    /// Who led it, if it stood still: another is asked to lead the next one, where there is another.
+    fn tired(self) -> Option<ReplicaId> {
+        (self.why == Why::StoodStill).then_some(self.pending.primary)
+    }
+}
+
+/// Whether the proposal cannot be finished, so that a newer one must take its place (R16), and why.
+fn stuck_by(map: &ClusterMap, shard: ShardId, record: &ShardRecord, pending: &Configuration, facts: &Facts<'_>) -> Option<Why> {
     let Facts { now, observed, drives, seed } = *facts;
     if drives.is_superseded(shard, pending.epoch) || observed.lead(map, pending.primary, pending.epoch, now) == Some(LeadStage::Lame) {
-        return true;
+        return Some(Why::EpochOver);
     }
     // Competing controllers are patient for different times, and for longer each time.
     let attempts = drives.attempts(shard).min(ATTEMPTS_MAX);
@@ -122,12 +148,12 @@ fn is_stuck(map: &ClusterMap, shard: ShardId, record: &ShardRecord, pending: &Co
     let patience = STUCK_AFTER.times(attempts + 1);
     if stood.0 < patience.0 + jitter.0 {
         // Not so patient when it is clear that it cannot go on.
-        let primary_gone = map.server_of(pending.primary).is_none_or(|server| observed.silence(server, now) > FAIL_OVER_AFTER)
+        let primary_gone = map.server_of(pending.primary).is_none_or(|server| observed.quiet(server, now) > FAIL_OVER_AFTER)
             || map.replicas.get(&pending.primary).is_none_or(|replica| replica.stage != ReplicaStage::Ready);
-        return primary_gone && stood.0 > jitter.0;
+        return (primary_gone && stood.0 > jitter.0).then_some(Why::StoodStill);
     }
     // It stood still. A new one helps only if the current members can be sealed.
-    record.current.as_ref().is_none_or(|current| can_seal(map, current, facts))
+    record.current.as_ref().is_none_or(|current| can_seal(map, current, facts)).then_some(Why::StoodStill)
 }
 
 fn can_seal(map: &ClusterMap, current: &Configuration, facts: &Facts<'_>) -> bool {
@@ -148,7 +174,7 @@ fn leads(map: &ClusterMap) -> BTreeMap<ServerId, usize> {
 }
 
 /// The first configuration of a shard: all its replicas once they are ready, after a while a majority of them.
-fn first_target(map: &ClusterMap, shard: ShardId, record: &ShardRecord, facts: &Facts<'_>) -> Option<Target> {
+fn first_target(map: &ClusterMap, shard: ShardId, record: &ShardRecord, stuck: Option<Stuck<'_>>, facts: &Facts<'_>) -> Option<Target> {
     let members: Vec<ReplicaId> = map
         .replicas
         .iter()
@@ -167,18 +193,28 @@ fn first_target(map: &ClusterMap, shard: ShardId, record: &ShardRecord, facts: &
     let leads = leads(map);
     let lead_count = |id: &ReplicaId| map.server_of(*id).and_then(|server| leads.get(&server).copied()).unwrap_or(0);
     // The wanted one, else the server that leads least.
-    let primary = members.iter().copied().min_by_key(|id| (map.server_of(*id) != record.wanted_primary, lead_count(id), *id))?;
+    let primary = members
+        .iter()
+        .copied()
+        .min_by_key(|id| (stuck.and_then(Stuck::tired) == Some(*id), map.server_of(*id) != record.wanted_primary, lead_count(id), *id))?;
     Some(Target { members, primary })
 }
 
 /// What should follow the current configuration; `None` if it is fine as it is or nothing can be done now.
-fn next_target(map: &ClusterMap, record: &ShardRecord, current: &Configuration, facts: &Facts<'_>) -> Option<Target> {
+fn next_target(
+    map: &ClusterMap,
+    shard: ShardId,
+    record: &ShardRecord,
+    current: &Configuration,
+    stuck: Option<Stuck<'_>>,
+    facts: &Facts<'_>,
+) -> Option<Target> {
     let Facts { now, observed, .. } = *facts;
     if !can_seal(map, current, facts) {
         return None;
     }
     let server_of = |id: ReplicaId| map.server_of(id);
-    let silent = |id: ReplicaId| server_of(id).map_or(Duration(u64::MAX), |server| observed.silence(server, now));
+    let silent = |id: ReplicaId| server_of(id).map_or(Duration(u64::MAX), |server| observed.quiet(server, now));
     let usable = |id: ReplicaId| observed.is_usable(map, id, now);
     let placed = |id: ReplicaId| server_of(id).is_some_and(|server| record.placement.contains(&server));
     let ready = |id: ReplicaId| map.replicas.get(&id).is_some_and(|replica| replica.stage == ReplicaStage::Ready);
@@ -197,7 +233,9 @@ fn next_target(map: &ClusterMap, record: &ShardRecord, current: &Configuration, 
             },
             // Sealed for an epoch that never came to be.
             Some(_) => false,
-        };
+        }
+        && !is_cut_off(map, current, facts);
+    let tired = stuck.and_then(Stuck::tired);
 
     let alive = current.members.iter().filter(|id| usable(**id)).count();
     let quorum_holds = alive >= current.write_quorum.max(u32::try_from(current.seal_quorum()).unwrap_or(u32::MAX)) as usize;
@@ -219,27 +257,35 @@ fn next_target(map: &ClusterMap, record: &ShardRecord, current: &Configuration, 
     if !wanted.is_empty() && wanted.is_subset(&held) {
         members.retain(|id| placed(*id));
     }
+    if let Some(target) = stuck.and_then(|stuck| without_unreached(map, shard, stuck, &members, facts)) {
+        return Some(target);
+    }
     if members.is_empty() || members.len() > MEMBERS_MAX {
         return None;
     }
 
     let can_lead = |id: &ReplicaId| usable(*id) && silent(*id) <= FAIL_OVER_AFTER;
-    let wanted_primary =
-        record.wanted_primary.and_then(|server| members.iter().copied().find(|id| server_of(*id) == Some(server))).filter(can_lead);
+    let wanted_primary = record
+        .wanted_primary
+        .and_then(|server| members.iter().copied().find(|id| server_of(*id) == Some(server)))
+        .filter(|id| can_lead(id) && tired != Some(*id));
     let primary = match wanted_primary {
         Some(wanted) => wanted,
-        None if primary_fine && members.contains(&current.primary) => current.primary,
+        None if primary_fine && members.contains(&current.primary) && tired != Some(current.primary) => current.primary,
         None => {
             let leads = leads(map);
             let lead_count = |id: ReplicaId| server_of(id).and_then(|server| leads.get(&server).copied()).unwrap_or(0);
             let last = |id: ReplicaId| observed.status(map, id, now).map(|status| status.last).unwrap_or_default();
             // The best log needs no fetch; among equals, who leads least.
             let best = members.iter().copied().filter(can_lead);
-            best.max_by_key(|id| (*id != current.primary, last(*id), std::cmp::Reverse(lead_count(*id)), std::cmp::Reverse(*id)))?
+            best.max_by_key(|id| {
+                let is_fresh = tired != Some(*id) && (primary_fine || *id != current.primary);
+                (is_fresh, last(*id), std::cmp::Reverse(lead_count(*id)), std::cmp::Reverse(*id))
+            })?
         }
     };
     let members: Vec<ReplicaId> = members.into_iter().collect();
-    if primary_fine && primary == current.primary && members == current.members {
+    if stuck.is_none() && primary_fine && primary == current.primary && members == current.members {
         return None;
     }
     // What is proposed must be able to install.
@@ -251,6 +297,33 @@ fn next_target(map: &ClusterMap, record: &ShardRecord, current: &Configuration, 
         return members.contains(&primary).then_some(Target { members, primary });
     }
     Some(Target { members: config.members, primary })
+}
+
+/// Whether the primary reaches too few members to commit anything, by its own word. The balancer reaches it, so nothing else tells.
+fn is_cut_off(map: &ClusterMap, current: &Configuration, facts: &Facts<'_>) -> bool {
+    let unreached = facts.observed.unreached(map, current.primary, current.epoch, facts.now);
+    let reached = current.members.iter().filter(|member| !unreached.contains(member)).count();
+    reached < current.write_quorum as usize
+}
+
+/// The same primary without the members that it does not reach: where a proposal stood still because of them and no other primary is left
+/// to try, for there are too few members or another was tried already.
+fn without_unreached(
+    map: &ClusterMap,
+    shard: ShardId,
+    stuck: Stuck<'_>,
+    members: &BTreeSet<ReplicaId>,
+    facts: &Facts<'_>,
+) -> Option<Target> {
+    let Stuck { pending, why } = stuck;
+    let primary = pending.primary;
+    let unreached = facts.observed.unreached(map, primary, pending.epoch, facts.now);
+    let others_tried = pending.members.len() <= 2 || facts.drives.attempts(shard) > 0;
+    if why != Why::StoodStill || unreached.is_empty() || !others_tried || !facts.observed.is_usable(map, primary, facts.now) {
+        return None;
+    }
+    let members: Vec<ReplicaId> = members.iter().copied().filter(|id| !unreached.contains(id)).collect();
+    (members.contains(&primary) && members.len() <= MEMBERS_MAX).then_some(Target { members, primary })
 }
 
 /// Whether a configuration, active or proposed, has a member on the server.
@@ -304,3 +377,6 @@ fn retire(map: &mut ClusterMap, facts: &Facts<'_>) {
     let holds: BTreeSet<ServerId> = map.replicas.values().map(|record| record.server).collect();
     map.servers.retain(|id, record| record.goal == ServerGoal::Run || holds.contains(id) || !facts.drives.stopped.contains(id));
 }
+
+#[cfg(test)]
+mod tests;

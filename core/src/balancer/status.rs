@@ -57,6 +57,10 @@ fn shard(map: &ClusterMap, id: ShardId, record: &ShardRecord, observed: &Observe
             read: spare(current.write_quorum as usize),
             seal: spare(current.seal_quorum()),
         };
+        let unreached = observed.unreached(map, current.primary, current.epoch, now).len();
+        if unreached > 0 {
+            warnings.push(format!("its primary does not reach {unreached} of {} members", current.members.len()).into());
+        }
         if alive < current.seal_quorum() {
             warnings.push(
                 format!(

@@ -94,7 +94,13 @@ impl Replica {
 
     pub(super) fn close_batch(&mut self) {
         if self.batch.is_empty() {
-            return;
+            // Compaction rides along, too, unless the log is so large that nothing more is appended that it could ride on.
+            if self.log.size_bytes() > self.context.settings.log_bytes_max {
+                self.compact();
+            }
+            if self.batch.is_empty() {
+                return;
+            }
         }
         // A hint that rides along, never for its own sake; it stands behind the entries it speaks of.
         let commit = self.commit.min(self.log.last().index);
@@ -128,8 +134,8 @@ impl Replica {
         } else {
             return;
         };
-        // Within a bound the log waits for those who fetch a snapshot now.
-        if behind <= keep.saturating_mul(4) {
+        // Within bounds the log waits for those who fetch a snapshot now.
+        if behind <= keep.saturating_mul(4) && self.log.size_bytes() <= settings.log_bytes_max {
             for lending in self.lendings.values() {
                 if let Some(position) = lending.position() {
                     to = to.min(position.index.0.max(base.0));

@@ -209,14 +209,26 @@ impl Replica {
     }
 
     pub(super) fn on_log_gap(&mut self, now: Instant, from: ReplicaId, epoch: Epoch, hint: Position, base: Position) {
-        let own = self.log.candidate(hint);
-        let own_base = self.log.base();
+        let (own, own_base, own_last) = (self.log.candidate(hint), self.log.base(), self.log.last());
+        // Where the logs part before the source's base, only its snapshot helps. Its base is committed: another entry of that index is not.
+        let parts_before_base = parts_before(own, base);
         let Some(fetch) = self.fetch_from(now, from, epoch) else { return };
         if fetch.agreed {
             return; // Late.
         }
+        if let Some((_, position)) = fetch.staged {
+            // Late, unless the source has dropped meanwhile what follows its snapshot. A new stage takes the place of the old one at once, so
+            // what was staged must not be adopted any more.
+            if base.index > position.index {
+                fetch.staged = None;
+                fetch.after = own_last;
+                let source = fetch.install.source;
+                self.take_in(now, source);
+            }
+            return;
+        }
         // Before its base the source has only a snapshot. And what lies before the own base is committed, so the source had it once.
-        if hint.index < own_base.index || own.index < base.index {
+        if hint.index < own_base.index || parts_before_base {
             let source = fetch.install.source;
             self.take_in(now, source);
         } else if own < fetch.after {
@@ -430,5 +442,25 @@ impl Replica {
         self.commit = position.index;
         self.commit_hint = self.commit_hint.max(position.index);
         self.begin_swap(now, stage, position);
+    }
+}
+
+/// Whether a log whose last position that may agree is `own` parts from another log before that one's base: it ends below the base, or has
+/// another entry there.
+fn parts_before(own: Position, base: Position) -> bool {
+    own.index < base.index || (own.index == base.index && own.epoch != base.epoch)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_parts_before_a_base_that_it_does_not_have() {
+        let at = |epoch, index| Position { epoch: Epoch(epoch), index: LogIndex(index) };
+        assert!(parts_before(at(2, 4), at(2, 5)), "ends below");
+        assert!(parts_before(at(1, 5), at(2, 5)), "another entry of that index: asking for what follows it goes round for ever");
+        assert!(!parts_before(at(2, 5), at(2, 5)), "the base itself");
+        assert!(!parts_before(at(3, 6), at(2, 5)), "beyond");
     }
 }

@@ -19,6 +19,11 @@ use std::{
     sync::Arc,
 };
 
+/// Silence after which a primary says that a member does not hear it. Longer than a restart of the member takes. A guess.
+const UNREACHED_AFTER: Duration = Duration::from_millis(1_000);
+/// See [`UNREACHED_AFTER`]: and only if it was sent so much in that time.
+const UNREACHED_COUNT: u32 = 3;
+
 /// A replica that leads an epoch.
 #[derive(Clone, Debug)]
 pub(super) struct Lead {
@@ -82,6 +87,10 @@ pub(super) struct Follower {
     send_at: Instant,
     /// How often it was sent to again without an answer.
     silence_count: u32,
+    /// When it was heard of last, in this epoch.
+    heard_at: Instant,
+    /// How many messages went to it since.
+    unanswered_count: u32,
 }
 
 impl Follower {
@@ -95,7 +104,14 @@ impl Follower {
             commit_told: LogIndex(0),
             send_at: now,
             silence_count: 0,
+            heard_at: now,
+            unanswered_count: 0,
         }
+    }
+
+    /// Whether it does not seem to hear this primary. Time alone does not say so: the primary may have been paused itself.
+    fn is_unreached(&self, now: Instant) -> bool {
+        self.unanswered_count >= UNREACHED_COUNT && now.since(self.heard_at) > UNREACHED_AFTER
     }
 
     fn probe_from(&mut self, next: LogIndex) {
@@ -407,6 +423,7 @@ impl Replica {
                 if let Mode::Probe { asked } = &mut follower.mode {
                     *asked = true;
                 }
+                follower.unanswered_count = follower.unanswered_count.saturating_add(1);
                 self.out.push(ReplicaEffect::Send(crate::message::ReplicaMessage { from: self.id, to: *to, epoch, body }));
             }
             // A commit index that travels with no entry travels alone, a moment later: others may come along.
@@ -441,6 +458,21 @@ impl Replica {
             return None; // It sends nothing yet.
         }
         self.lead()?.followers.values().map(|follower| follower.send_at).min()
+    }
+
+    /// A message of a follower came, of whatever kind.
+    pub(super) fn heard_follower(&mut self, now: Instant, from: ReplicaId) {
+        if let Some(follower) = self.lead_mut().and_then(|lead| lead.followers.get_mut(&from)) {
+            follower.heard_at = now;
+            follower.unanswered_count = 0;
+        }
+    }
+
+    /// The members that do not seem to hear this primary.
+    pub(super) fn unreached(&self, now: Instant) -> Vec<ReplicaId> {
+        let Some(lead) = self.lead() else { return Vec::new() };
+        let members = lead.followers.iter().filter(|(id, _)| lead.config.has(**id));
+        members.filter(|(_, follower)| follower.is_unreached(now)).map(|(id, _)| *id).collect()
     }
 
     /// The learners of an active primary: how far each is and whether it is close enough to become a member.

@@ -38,6 +38,8 @@ struct OwnRequest {
     due: Instant,
     /// What was sent and not answered or refused.
     open: BTreeSet<u64>,
+    /// A copy went over the network, which may double it: that one copy was refused says nothing of the other (R25).
+    sent: bool,
     kind: Kind,
 }
 
@@ -121,7 +123,7 @@ impl ServerMachine {
         });
         match accepted {
             Ok((shard, kind)) => {
-                let request = OwnRequest { shard, deadline, due: deadline, open: BTreeSet::new(), kind };
+                let request = OwnRequest { shard, deadline, due: deadline, open: BTreeSet::new(), sent: false, kind };
                 self.own.due.insert((deadline, token));
                 self.own.requests.insert(token, request);
                 self.attempt(token, out);
@@ -147,8 +149,8 @@ impl ServerMachine {
     fn give_up(&mut self, token: Token, out: &mut Vec<ServerEffect>) {
         let Some(request) = self.own.end(token) else { return };
         let error = match request.kind {
-            // R25: a copy that was not refused may stand in the log.
-            Kind::Write { .. } if !request.open.is_empty() => RequestError::OutcomeUnknown,
+            // R25: a copy that was not refused, or the double of one that was, may stand in the log.
+            Kind::Write { .. } if request.sent || !request.open.is_empty() => RequestError::OutcomeUnknown,
             Kind::Write { .. } | Kind::Read { .. } => RequestError::ShardUnavailable(self.shard_name(request.shard)),
         };
         out.push(ServerEffect::Reply { token, reply: ServerReply::Failed(error) });
@@ -194,6 +196,9 @@ impl ServerMachine {
                         }
                     }
                 } else {
+                    if let Some(request) = self.own.requests.get_mut(&token) {
+                        request.sent = true;
+                    }
                     out.push(ServerEffect::Send { to: NodeId::Server(server), message: Message::ToServer(ToServer::Execute(execute)) });
                 }
             }

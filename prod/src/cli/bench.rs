@@ -42,7 +42,7 @@ A cluster that is not initialised is initialised with the topology of the run; o
 Exit code 0: no error and every acknowledged row is there. 1: otherwise. 2: usage.")]
 pub struct Bench {
     /// The balancer
-    #[arg(long, default_value = "http://127.0.0.1:5000", env = "TWINSHARD_URL")]
+    #[arg(long, default_value = "http://127.0.0.1:5000", env = "TWINSHARD_URL", value_parser = Client::check_url)]
     url: String,
     /// Which analysis
     #[arg(long, value_enum)]

@@ -67,6 +67,14 @@ pub struct Client {
 }
 
 impl Client {
+    /// Whether this is the URL of a balancer, for the command line.
+    ///
+    /// # Errors
+    /// If it is not `http://host:port`.
+    pub fn check_url(url: &str) -> Result<String, ClientError> {
+        Self::new(url, Duration::ZERO).map(|_| url.to_owned())
+    }
+
     /// A client of `http://host:port`; every request ends within `timeout`.
     ///
     /// # Errors

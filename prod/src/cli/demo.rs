@@ -57,7 +57,7 @@ impl Demo {
         if dir.exists() {
             return Err(Failure::new(format!("{} exists already; the demo wants a directory of its own", dir.display())));
         }
-        let cluster = LocalCluster::start(&dir, 0, PolicyArg::Ring).await?;
+        let cluster = LocalCluster::start(&dir, 0, 1, PolicyArg::Ring).await?;
         let result = show(&cluster).await;
         cluster.stop().await;
         match result {
@@ -68,7 +68,7 @@ impl Demo {
 }
 
 async fn show(cluster: &LocalCluster) -> Result<(), Failure> {
-    let url = format!("http://{}", cluster.http);
+    let url = cluster.url();
     let mut client = Client::new(&url, Duration::from_secs(125))?;
     println!("A cluster of three servers and three shards, two replicas each, on {url}");
     let (code, answer) = client.json(Method::POST, "/init", Some(&topology::default_cluster())).await?;

@@ -1,6 +1,9 @@
 //! `twinshard balancer` and `twinshard server`: one node each. `twinshard up` starts both as its children; they can be run by hand too.
 
-use super::Failure;
+use super::{
+    Failure,
+    up::{cluster_id, open_register, register_is_where_its_data_is},
+};
 use crate::{
     disk::{Disk, RealDisk},
     entropy::Entropy,
@@ -12,15 +15,16 @@ use crate::{
     provision::{
         Provisioner,
         process::{ProcessProvisioner, ProcessSettings, ReadyLine},
-        supervised::{FromBalancer, SupervisedProvisioner},
     },
-    register::redb::RedbRegister,
+    register::Register,
     secret::Secret,
     store,
+    supervised::{self, FromBalancer, Supervised},
 };
 use clap::{Args, ValueEnum};
 use std::{
     future::Future,
+    io::{self, Write},
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     sync::Arc,
@@ -32,13 +36,26 @@ use tokio::{
     sync::watch,
 };
 use twinshard_core::{
-    balancer::{BalancerConfig, Policy},
+    balancer::{BalancerConfig, Policy, Role},
     command::OnConflict,
     id::{ClusterId, OwnerNumber, ServerId},
     map::Address,
     planted::Planted,
+    schema::is_name,
     server::{ServerConfig, ServerSettings},
 };
+
+/// Where balancers and servers listen unless they are told otherwise (API.md).
+const PORT: u16 = 5000;
+
+/// For a balancer that is the only one: nobody controls beside it, so it need not wait whether somebody does.
+fn only_balancer(policy: Policy, entropy: &Entropy) -> BalancerConfig {
+    BalancerConfig { controller_after: twinshard_core::time::Duration::ZERO, ..one_of_several(policy, entropy) }
+}
+
+fn one_of_several(policy: Policy, entropy: &Entropy) -> BalancerConfig {
+    BalancerConfig { policy, seed: entropy.below(u64::MAX), ..BalancerConfig::default() }
+}
 
 /// How reads are spread over replicas.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -61,6 +78,17 @@ impl PolicyArg {
             Self::LeastLoaded => "least-loaded",
         }
     }
+}
+
+/// What a balancer does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum RoleArg {
+    /// It routes requests, and controls the cluster when it is its turn.
+    Both,
+    /// It routes requests only.
+    Router,
+    /// It controls the cluster only: no reads and writes here.
+    Controller,
 }
 
 /// What a write does with a key that exists.
@@ -105,11 +133,15 @@ pub struct Choices {
     /// What writes do with a key that exists, where neither the request nor its /init says
     #[arg(long, value_enum, default_value_t = OnConflictArg::Replace)]
     pub on_conflict: OnConflictArg,
+    /// Whether it logs failures alone, where `TWINSHARD_LOG` does not say.
+    #[arg(skip)]
+    pub is_quiet: bool,
 }
 
 impl From<PolicyArg> for Choices {
+    /// For a cluster whose command tells what happens itself.
     fn from(policy: PolicyArg) -> Self {
-        Self { policy, on_conflict: OnConflictArg::Replace }
+        Self { policy, on_conflict: OnConflictArg::Replace, is_quiet: true }
     }
 }
 
@@ -126,6 +158,10 @@ fn loopback(text: &str) -> Result<SocketAddr, String> {
             Err("there is no authentication yet, so only loopback addresses (127.0.0.1, [::1]) may be listened on".to_owned())
         }
     }
+}
+
+fn server_name(text: &str) -> Result<String, String> {
+    if is_name(text) { Ok(text.to_owned()) } else { Err("a name has 1 to 63 letters, digits, '_', '.' and '-'".to_owned()) }
 }
 
 /// What both kinds of node are told.
@@ -171,6 +207,12 @@ pub struct BalancerCommand {
     listen: SocketAddr,
     #[command(flatten)]
     choices: Choices,
+    /// What it does; of several balancers one at least has to control, one to route
+    #[arg(long, value_enum, default_value_t = RoleArg::Both)]
+    role: RoleArg,
+    /// There are other balancers on the same register
+    #[arg(long, hide = true, requires = "child")]
+    several: bool,
 }
 
 impl BalancerCommand {
@@ -184,11 +226,18 @@ impl BalancerCommand {
             let settings = ProcessSettings { program: std::env::current_exe()?, dir: self.node.dir.clone(), cluster: self.node.cluster };
             let provisioner = Arc::new(ProcessProvisioner::new(settings));
             let ready = |http: String| println!("Twinshard's balancer is ready on http://{http}");
-            let result = self.serve(Arc::clone(&provisioner), told_to_stop()?, ready).await;
+            if self.role != RoleArg::Both {
+                return Err(Failure::new("a register in a file has one balancer, which has to do both: leave --role out"));
+            }
+            make_dir(&self.node.dir)?;
+            register_is_where_its_data_is(&self.node.dir)?;
+            let register = open_register(&self.node.dir, self.node.cluster)?;
+            let result = self.serve(register, Arc::clone(&provisioner), told_to_stop()?, ready).await;
             provisioner.shutdown().await;
             return result;
         }
-        let (provisioner, lines, work) = SupervisedProvisioner::new(BufReader::new(tokio::io::stdin()), tokio::io::stdout());
+        let (supervised, work) = supervised::connect(BufReader::new(tokio::io::stdin()), tokio::io::stdout());
+        let Supervised { provisioner, register, lines } = supervised;
         let said = lines.clone();
         let ready = move |http| {
             if said.try_send(FromBalancer::Ready { http }).is_err() {
@@ -199,7 +248,7 @@ impl BalancerCommand {
         let (over, ended) = watch::channel(false);
         let serve = async {
             let ended = ending(ended);
-            let result = self.serve(provisioner, ended, ready).await;
+            let result = self.serve(register, provisioner, ended, ready).await;
             if let Err(failure) = &result {
                 let _ = lines.send(FromBalancer::Failed { reason: failure.to_string() }).await;
             }
@@ -227,15 +276,14 @@ impl BalancerCommand {
         }
     }
 
-    async fn serve<P: Provisioner>(
+    async fn serve<G: Register, P: Provisioner>(
         &self,
+        register: G,
         provisioner: P,
         stop: impl Future<Output = ()>,
         ready: impl FnOnce(String),
     ) -> Result<(), Failure> {
         let node = self.node.parts()?;
-        std::fs::create_dir_all(&self.node.dir)?;
-        let register = RedbRegister::open(&self.node.dir.join("register.redb"), self.node.cluster)?;
         let listener = listen(&node.network, self.listen).await?;
         let http = TokioNetwork::local_address(&listener)?;
         let policy = match self.choices.policy {
@@ -243,7 +291,13 @@ impl BalancerCommand {
             PolicyArg::Classic => Policy::Classic,
             PolicyArg::LeastLoaded => Policy::LeastLoaded,
         };
-        let config = BalancerConfig { policy, seed: node.entropy.below(u64::MAX), ..BalancerConfig::default() };
+        let role = match self.role {
+            RoleArg::Both => Role::Both,
+            RoleArg::Router => Role::Router,
+            RoleArg::Controller => Role::Controller,
+        };
+        let config = if self.several { one_of_several(policy, &node.entropy) } else { only_balancer(policy, &node.entropy) };
+        let config = BalancerConfig { role, ..config };
         let balancer = BalancerNode::start(BalancerParts { node, config, register, provisioner }).await?;
         let settings = HttpSettings { on_conflict: self.choices.on_conflict.into(), ..HttpSettings::default() };
         let router = http::balancer::router(balancer.handle(), settings.clone());
@@ -257,11 +311,12 @@ impl BalancerCommand {
         }
         let serve = http::serve::<TokioNetwork>(listener, router, settings, watch);
         let mut serve = std::pin::pin!(serve);
-        tokio::select! {
-            () = &mut stop, if !*stopper.watch().borrow() => stopper.stop(),
-            () = &mut serve => {}
-        }
-        if *stopper.watch().borrow() {
+        let is_over = tokio::select! {
+            () = &mut stop, if !*stopper.watch().borrow() => { stopper.stop(); false }
+            // The node has ended by itself.
+            () = &mut serve => true,
+        };
+        if !is_over {
             serve.await;
         }
         Ok(balancer.join().await?)
@@ -271,20 +326,20 @@ impl BalancerCommand {
 /// Runs one server in the foreground.
 #[derive(Debug, Args)]
 #[command(after_help = "Usually a balancer has it started. On its own, a cluster of one member that takes /config itself:
-  twinshard server --standalone --dir data-server --listen 127.0.0.1:5001
+  twinshard server --standalone --port 5001
   curl -X POST http://127.0.0.1:5001/config -d '{\"schema\":{\"columns\":[\"Stud_id\",\"Stud_name\"],\"dtypes\":[\"Number\",\"String\"]},\"shards\":[\"sh1\"]}'")]
 pub struct ServerCommand {
     /// A server on its own: no balancer, no other servers
     #[arg(long)]
     standalone: bool,
-    /// The directory that holds its log and rows
-    #[arg(long)]
+    /// The directory that holds its log and rows; made if it is not there
+    #[arg(long, default_value = "data-server")]
     dir: PathBuf,
     /// Its id, as the cluster map has it
     #[arg(long, default_value_t = 1)]
     id: u64,
     /// Its name
-    #[arg(long, default_value = "Server0")]
+    #[arg(long, default_value = "Server0", value_parser = server_name)]
     name: String,
     /// Its number for /home
     #[arg(long, default_value_t = 0)]
@@ -295,9 +350,12 @@ pub struct ServerCommand {
     /// The file with the secret that the cluster's nodes share; readable by its owner only
     #[arg(long, required_unless_present = "standalone")]
     secret_file: Option<PathBuf>,
-    /// Where people and tools are served; port 0 takes any
-    #[arg(long, default_value = "127.0.0.1:0", value_parser = loopback)]
-    listen: SocketAddr,
+    /// Where people and tools are served; port 0 takes any. Left out: 127.0.0.1:5000
+    #[arg(long, value_parser = loopback)]
+    listen: Option<SocketAddr>,
+    /// Short for --listen 127.0.0.1:PORT
+    #[arg(long, conflicts_with = "listen")]
+    port: Option<u16>,
     /// Where other nodes are served; port 0 takes any
     #[arg(long, default_value = "127.0.0.1:0", value_parser = loopback)]
     peer_listen: SocketAddr,
@@ -307,6 +365,12 @@ pub struct ServerCommand {
 }
 
 impl ServerCommand {
+    /// A server that a supervisor starts says where it listens; people want to know it beforehand.
+    fn listen_address(&self) -> SocketAddr {
+        let default = if self.child { 0 } else { PORT };
+        self.listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], self.port.unwrap_or(default))))
+    }
+
     /// Runs until it is told to stop.
     ///
     /// # Errors
@@ -326,7 +390,8 @@ impl ServerCommand {
             self.serve(told_to_stop()?, ready).await
         };
         if let (true, Err(failure)) = (self.child, &result) {
-            print_line(&ReadyLine::Failed { reason: failure.to_string() })?;
+            // Once it was ready, nobody listens any more.
+            let _ = print_line(&ReadyLine::Failed { reason: failure.to_string() });
         }
         result
     }
@@ -339,8 +404,9 @@ impl ServerCommand {
             return Err(Failure::new("--cluster and --secret-file are needed"));
         };
         let args = NodeArgs { dir: self.dir.clone(), cluster, secret_file, child: self.child };
+        let listener = listen(&TokioNetwork, self.listen_address()).await?;
         let server = self.start(&args, &self.dir).await?;
-        self.serve_http(server, None, stop, ready).await
+        self.serve_http(server, listener, None, stop, ready).await
     }
 
     /// The server with a balancer of its own in one process: /config is that one's /init.
@@ -349,19 +415,28 @@ impl ServerCommand {
         stop: impl Future<Output = ()>,
         ready: impl FnOnce(&Address) -> Result<(), Failure>,
     ) -> Result<(), Failure> {
-        std::fs::create_dir_all(&self.dir)?;
-        let cluster = super::up::cluster_id(&self.dir)?;
+        make_dir(&self.dir)?;
+        let cluster = cluster_id(&self.dir)?;
+        register_is_where_its_data_is(&self.dir)?;
         let secret_file = self.dir.join("secret");
         Secret::load_or_create(&secret_file)?;
         let args = NodeArgs { dir: self.dir.clone(), cluster, secret_file, child: false };
+        // Before anything else, so that a taken port is told at once.
+        let listener = listen(&TokioNetwork, self.listen_address()).await?;
+        let http = TokioNetwork::local_address(&listener)?;
         let server = self.start(&args, &self.dir.join("store")).await?;
-        let register = RedbRegister::open(&self.dir.join("register.redb"), cluster)?;
+        let register = open_register(&self.dir, cluster)?;
         let node = args.parts()?;
-        let config = BalancerConfig { seed: node.entropy.below(u64::MAX), ..BalancerConfig::default() };
-        let address = Address { http: self.listen.to_string().into(), peer: server.peer_address().into() };
+        let config = only_balancer(Policy::default(), &node.entropy);
+        let address = Address { http: http.into(), peer: server.peer_address().into() };
         let provisioner = Itself { id: ServerId(self.id), address };
         let balancer = BalancerNode::start(BalancerParts { node, config, register, provisioner }).await?;
-        let result = self.serve_http(server, Some(balancer.handle()), stop, ready).await;
+        // Before its id is minted it would refuse /config.
+        let result = if balancer.handle().ready().await {
+            self.serve_http(server, listener, Some(balancer.handle()), stop, ready).await
+        } else {
+            Ok(())
+        };
         balancer.stop().stop();
         balancer.join().await?;
         result
@@ -382,11 +457,11 @@ impl ServerCommand {
     async fn serve_http(
         &self,
         server: ServerNode,
+        listener: <TokioNetwork as Network>::Listener,
         standalone: Option<crate::handle::BalancerHandle>,
         stop: impl Future<Output = ()>,
         ready: impl FnOnce(&Address) -> Result<(), Failure>,
     ) -> Result<(), Failure> {
-        let listener = listen(&TokioNetwork, self.listen).await?;
         let address = Address { http: TokioNetwork::local_address(&listener)?.into(), peer: server.peer_address().into() };
         let identity = ServerIdentity { name: self.name.clone(), number: self.number, standalone };
         let settings = HttpSettings::default();
@@ -423,13 +498,17 @@ impl Provisioner for Itself {
     }
 }
 
+fn make_dir(dir: &Path) -> Result<(), Failure> {
+    std::fs::create_dir_all(dir).map_err(|error| Failure::new(format!("could not make {}: {error}", dir.display())))
+}
+
 async fn listen(network: &TokioNetwork, address: SocketAddr) -> Result<<TokioNetwork as Network>::Listener, Failure> {
     let failed = |error| Failure::new(format!("could not listen on {address}: {error}"));
     network.listen(&address.to_string()).await.map_err(failed)
 }
 
 fn print_line(line: &ReadyLine) -> Result<(), Failure> {
-    println!("{}", serde_json::to_string(line)?);
+    writeln!(io::stdout(), "{}", serde_json::to_string(line)?)?;
     Ok(())
 }
 

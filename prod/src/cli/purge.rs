@@ -32,7 +32,9 @@ impl Purge {
             File::open(dir.join("lock")).map_err(|error| Failure::new(format!("{} is no cluster's directory: {error}", dir.display())))?;
         match lock.try_lock() {
             Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(Failure::new("the cluster runs: stop `twinshard up` first")),
+            Err(TryLockError::WouldBlock) => {
+                return Err(Failure::new(format!("the cluster in {} runs: stop `twinshard up` first", dir.display())));
+            }
             Err(TryLockError::Error(error)) => return Err(error.into()),
         }
         let live: BTreeSet<PathBuf> = crate::register::redb::servers(&dir.join("register.redb"))?
@@ -57,11 +59,17 @@ impl Purge {
             println!("Nothing to delete.");
             return Ok(());
         }
+        println!("Data of servers that are no longer in the cluster:");
         for path in &retired {
-            println!("{}", path.display());
+            println!("  {}", path.display());
         }
-        if !self.yes && !confirmed(retired.len())? {
-            return Err(Failure::new("nothing was deleted"));
+        if !self.yes {
+            if !io::stdin().is_terminal() {
+                return Err(Failure::new("nothing was deleted: there is no terminal to ask at; --yes deletes without asking"));
+            }
+            if !confirmed(retired.len())? {
+                return Err(Failure::new("nothing was deleted"));
+            }
         }
         for path in &retired {
             std::fs::remove_dir_all(path).map_err(|error| Failure::new(format!("could not delete {}: {error}", path.display())))?;
@@ -72,9 +80,6 @@ impl Purge {
 }
 
 fn confirmed(count: usize) -> io::Result<bool> {
-    if !io::stdin().is_terminal() {
-        return Ok(false);
-    }
     print!("Delete these {count} for good? [y/N] ");
     io::stdout().flush()?;
     let mut answer = String::new();

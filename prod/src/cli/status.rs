@@ -19,7 +19,7 @@ A replica is written SERVER:ROLE+LAG, the lag being the entries that it has stil
 `stands W/R/S`: how many more servers may fail before writing, reading, and reconfiguring stop.")]
 pub struct StatusCommand {
     /// The balancer
-    #[arg(long, default_value = "http://127.0.0.1:5000", env = "TWINSHARD_URL")]
+    #[arg(long, default_value = "http://127.0.0.1:5000", env = "TWINSHARD_URL", value_parser = Client::check_url)]
     url: String,
     /// Print the balancer's own JSON
     #[arg(long)]

@@ -1,10 +1,11 @@
-//! `twinshard up`: a cluster of processes on this machine. The supervisor that it runs owns every process and nothing else: what the
-//! cluster is stands in the register, which the balancer keeps.
+//! `twinshard up`: a cluster of processes on this machine. The supervisor that it runs owns every process, and the register, in which all
+//! stands that the cluster is.
 
 use super::{Failure, nodes::Choices};
-use crate::provision::{
-    process::{ProcessProvisioner, ProcessSettings},
-    supervised::{FromBalancer, serve_balancer},
+use crate::{
+    provision::process::{ProcessProvisioner, ProcessSettings},
+    register::{RegisterError, redb::RedbRegister},
+    supervised::{FromBalancer, Services, serve_balancer},
 };
 use clap::Args;
 use std::{
@@ -13,7 +14,7 @@ use std::{
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     process::Stdio,
-    sync::Arc,
+    sync::{Arc, Mutex},
     time::Duration,
 };
 use tokio::{
@@ -21,6 +22,7 @@ use tokio::{
     process::{Child, Command},
     signal::unix::{SignalKind, signal},
     sync::watch,
+    task::JoinSet,
     time::{Instant, sleep, timeout},
 };
 use twinshard_core::id::ClusterId;
@@ -33,19 +35,25 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 const RESTART_WAIT: Duration = Duration::from_millis(100);
 /// See [`RESTART_WAIT`].
 const RESTART_WAIT_MAX: Duration = Duration::from_secs(5);
+/// More are of no use on one machine.
+const BALANCERS_MAX: i64 = 16;
 
-/// Runs a cluster on this machine: a balancer, and the servers that it is asked for, as processes under one directory.
+/// Runs a cluster on this machine: balancers, and the servers that they are asked for, as processes under one directory.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   twinshard up
   twinshard up --port 5001 --dir /var/lib/twinshard
+  twinshard up --balancers 2
 
 It stays in the foreground and stops everything on Ctrl-C or SIGTERM. Started again on the same directory it finds its cluster again.
 Below the directory: register.redb (the cluster map), servers/ (each server's log and rows), logs/, secret (for its owner only).")]
 pub struct Up {
-    /// The balancer's port on 127.0.0.1
+    /// The balancer's port on 127.0.0.1; the second balancer has the next one, and so on
     #[arg(long, default_value_t = 5000)]
     port: u16,
+    /// How many balancers; each serves every request, one of them controls, another takes over when that one is gone
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=BALANCERS_MAX))]
+    balancers: u16,
     /// Where the cluster lives; made if it is not there
     #[arg(long, default_value = "data")]
     dir: PathBuf,
@@ -62,12 +70,13 @@ impl Up {
         super::log_to_stderr();
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
-        let cluster = LocalCluster::start(&self.dir, self.port, self.choices).await?;
-        println!("Twinshard is ready on http://{}  (data in {})", cluster.http, self.dir.display());
+        let cluster = LocalCluster::start(&self.dir, self.port, self.balancers, self.choices).await?;
+        let urls: Vec<String> = cluster.balancers.iter().map(|http| format!("http://{http}")).collect();
+        println!("Twinshard is ready on {}  (data in {})", urls.join(" and "), self.dir.display());
         println!();
         println!("Set it up with the course's default cluster:");
-        println!("  curl -X POST http://{}/init -d '{}'", cluster.http, super::topology::default_cluster());
-        println!("then try `twinshard status --url http://{0}` or `twinshard bench --run a1 --url http://{0}`.", cluster.http);
+        println!("  curl -X POST {}/init -d '{}'", cluster.url(), super::topology::default_cluster());
+        println!("then try `twinshard status --url {0}` or `twinshard bench --run a1 --url {0}`.", cluster.url());
         println!("Ctrl-C stops everything; what was written stays.");
         io::stdout().flush()?;
         tokio::select! {
@@ -84,47 +93,73 @@ impl Up {
 /// A running cluster of processes.
 #[derive(Debug)]
 pub struct LocalCluster {
-    /// Where the balancer serves clients, `host:port`.
-    pub http: String,
+    /// Where the balancers serve clients, `host:port`; one at least.
+    balancers: Vec<String>,
     /// What runs the servers.
     pub provisioner: Arc<ProcessProvisioner>,
     stop: watch::Sender<bool>,
-    keeper: tokio::task::JoinHandle<()>,
+    keepers: JoinSet<()>,
     _lock: File,
 }
 
 impl LocalCluster {
-    /// Starts the balancer on `dir` and waits until it serves.
+    /// Starts the balancers on `dir` and waits until all serve. They listen on `port` and those after it; 0 takes any.
     ///
     /// # Errors
-    /// If the directory is in use or not usable, the port is taken, or the balancer does not come up.
-    pub async fn start(dir: &Path, port: u16, choices: impl Into<Choices>) -> Result<Self, Failure> {
+    /// If the directory is in use or not usable, a port is taken, or a balancer does not come up.
+    pub async fn start(dir: &Path, port: u16, balancer_count: u16, choices: impl Into<Choices>) -> Result<Self, Failure> {
         std::fs::create_dir_all(dir).map_err(|error| Failure::new(format!("could not make {}: {error}", dir.display())))?;
         let dir = dir.canonicalize()?;
+        let choices = choices.into();
         let lock = lock(&dir).await?;
         let cluster = cluster_id(&dir)?;
+        register_is_where_its_data_is(&dir)?;
         crate::secret::Secret::load_or_create(&dir.join("secret"))?;
-        let port = free_port(port).await?;
+        let mut ports = Vec::new();
+        for place in 0..balancer_count {
+            let wanted = if port == 0 { Some(0) } else { port.checked_add(place) };
+            let wanted = wanted.ok_or_else(|| Failure::new(format!("there are no {balancer_count} ports from {port} on")))?;
+            ports.push(free_port(wanted).await?);
+        }
         let program = std::env::current_exe()?;
         let settings = ProcessSettings { program: program.clone(), dir: dir.clone(), cluster };
         let provisioner = Arc::new(ProcessProvisioner::new(settings));
+        let register = Arc::new(Mutex::new(open_register(&dir, cluster)?));
+        let services = Services { provisioner: Arc::clone(&provisioner), register };
         let (stop, stopped) = watch::channel(false);
-        let (ready, mut served) = watch::channel(None);
-        let balancer = Balancer { program, dir, cluster, port, choices: choices.into() };
-        let keeper = tokio::spawn(keep_balancer(balancer, Arc::clone(&provisioner), stopped, ready));
-        let started = served.wait_for(Option::is_some).await.map(|value| value.clone());
-        match started {
-            Ok(Some(Ok(http))) => Ok(Self { http, provisioner, stop, keeper, _lock: lock }),
-            Ok(Some(Err(reason))) => Err(Failure::new(reason)),
-            Ok(None) | Err(_) => Err(Failure::new("the balancer did not come up; see its messages above")),
+        let mut keepers = JoinSet::new();
+        let mut starting = Vec::new();
+        for port in ports {
+            let (ready, served) = watch::channel(None);
+            let several = balancer_count > 1;
+            let balancer = Balancer { program: program.clone(), dir: dir.clone(), cluster, port, several, choices };
+            keepers.spawn(keep_balancer(balancer, services.clone(), stopped.clone(), ready));
+            starting.push(served);
         }
+        let mut balancers = Vec::new();
+        for mut served in starting {
+            match served.wait_for(Option::is_some).await.map(|value| value.clone()) {
+                Ok(Some(Ok(http))) => balancers.push(http),
+                Ok(Some(Err(reason))) => return Err(Failure::new(reason)),
+                Ok(None) | Err(_) => return Err(Failure::new("a balancer did not come up; see its messages above")),
+            }
+        }
+        Ok(Self { balancers, provisioner, stop, keepers, _lock: lock })
     }
 
-    /// Stops the balancer, then the servers.
-    pub async fn stop(self) {
+    /// Where the first balancer serves clients.
+    #[must_use]
+    pub fn url(&self) -> String {
+        self.balancers.first().map(|http| format!("http://{http}")).unwrap_or_default()
+    }
+
+    /// Stops the balancers, then the servers.
+    pub async fn stop(mut self) {
         let _ = self.stop.send(true);
-        if let Err(error) = self.keeper.await {
-            tracing::warn!(%error, "the balancer's keeper failed");
+        while let Some(ended) = self.keepers.join_next().await {
+            if let Err(error) = ended {
+                tracing::warn!(%error, "a balancer's keeper failed");
+            }
         }
         self.provisioner.shutdown().await;
     }
@@ -136,6 +171,8 @@ struct Balancer {
     dir: PathBuf,
     cluster: ClusterId,
     port: u16,
+    /// There are others.
+    several: bool,
     choices: Choices,
 }
 
@@ -156,6 +193,8 @@ impl Balancer {
             .arg("--on-conflict")
             .arg(self.choices.on_conflict.name())
             .arg("--child")
+            .envs((self.choices.is_quiet && std::env::var_os("TWINSHARD_LOG").is_none()).then_some(("TWINSHARD_LOG", "error")))
+            .args(self.several.then_some("--several"))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             // Ctrl-C at the terminal is for the supervisor, which stops its children in order.
@@ -168,7 +207,7 @@ impl Balancer {
 /// Runs the balancer, again and again until told to stop. The first life's outcome decides whether the start worked.
 async fn keep_balancer(
     balancer: Balancer,
-    provisioner: Arc<ProcessProvisioner>,
+    services: Services,
     mut stopped: watch::Receiver<bool>,
     ready: watch::Sender<Option<Result<String, String>>>,
 ) {
@@ -177,7 +216,7 @@ async fn keep_balancer(
         let born = Instant::now();
         match balancer.spawn() {
             Ok(mut child) => {
-                if let Err(error) = live(&mut child, &provisioner, &mut stopped, &ready).await {
+                if let Err(error) = live(&mut child, &services, &mut stopped, &ready).await {
                     tracing::warn!(%error, "the balancer's control channel broke");
                 }
                 end(child).await;
@@ -214,7 +253,7 @@ async fn keep_balancer(
 /// One life of the balancer: serves its commands until it ends or is told to.
 async fn live(
     child: &mut Child,
-    provisioner: &Arc<ProcessProvisioner>,
+    services: &Services,
     stopped: &mut watch::Receiver<bool>,
     ready: &watch::Sender<Option<Result<String, String>>>,
 ) -> io::Result<()> {
@@ -235,11 +274,11 @@ async fn live(
                 }
             });
         }
-        FromBalancer::Start { .. } | FromBalancer::Stop { .. } => {}
+        FromBalancer::Ask { .. } => {}
     };
     // Dropping the pipes asks the balancer to end.
     tokio::select! {
-        result = serve_balancer(BufReader::new(stdout), stdin, Arc::clone(provisioner), said) => result,
+        result = serve_balancer(BufReader::new(stdout), stdin, services.clone(), said) => result,
         _ = stopped.wait_for(|stop| *stop) => Ok(()),
     }
 }
@@ -315,7 +354,7 @@ async fn free_port(port: u16) -> Result<u16, Failure> {
     let deadline = Instant::now() + FREE_TIMEOUT;
     loop {
         match tokio::net::TcpListener::bind(("127.0.0.1", port)).await {
-            // Port 0 asks for any; the balancer is told which, so that it keeps it over its lives.
+            // Port 0 asks for any; its balancer is told which, so that it keeps it over its lives.
             Ok(listener) => return Ok(listener.local_addr()?.port()),
             Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < deadline => sleep(RESTART_WAIT).await,
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
@@ -324,4 +363,25 @@ async fn free_port(port: u16) -> Result<u16, Failure> {
             Err(error) => return Err(Failure::new(format!("could not listen on 127.0.0.1:{port}: {error}"))),
         }
     }
+}
+
+/// Refuses a directory whose servers hold something and whose register is gone: a new one would mint the ids of the old one again.
+pub(super) fn register_is_where_its_data_is(dir: &Path) -> Result<(), Failure> {
+    let holds = |place: &str| std::fs::read_dir(dir.join(place)).is_ok_and(|mut entries| entries.next().is_some());
+    if (holds("servers") || holds("store")) && !dir.join("register.redb").exists() {
+        return Err(Failure::new(format!(
+            "{} holds servers' data but no register.redb, which knows what it is: restore the file or start on another --dir",
+            dir.display()
+        )));
+    }
+    Ok(())
+}
+
+/// Opens the register of a directory.
+pub(super) fn open_register(dir: &Path, cluster: ClusterId) -> Result<RedbRegister, Failure> {
+    let path = dir.join("register.redb");
+    RedbRegister::open(&path, cluster).map_err(|error| {
+        let hint = if matches!(error, RegisterError::Damaged(_)) { "; restore the file or start on another --dir" } else { "" };
+        Failure::new(format!("{}: {error}{hint}", path.display()))
+    })
 }

@@ -15,11 +15,47 @@ const SECTOR: usize = 512;
 #[derive(Clone, Debug, Default)]
 pub struct MemoryDisk {
     files: Arc<Mutex<BTreeMap<String, Arc<MemoryFile>>>>,
+    limits: Arc<Mutex<Limits>>,
+}
+
+/// What the disk still grants, to all its files together.
+#[derive(Debug, Default)]
+struct Limits {
+    /// By how many bytes files may still grow; without bound if `None`.
+    room: Option<u64>,
+    /// How many changes and syncs are still done before the power fails; it does not if `None`.
+    power: Option<u64>,
+}
+
+impl Limits {
+    fn power(&mut self) -> io::Result<()> {
+        match &mut self.power {
+            None => Ok(()),
+            Some(0) => Err(io::Error::other("the power failed")),
+            Some(left) => {
+                *left -= 1;
+                Ok(())
+            }
+        }
+    }
+
+    /// Takes room from one offset to another; how far it suffices.
+    fn allocate(&mut self, from: usize, to: usize) -> usize {
+        match &mut self.room {
+            Some(room) if to > from => {
+                let granted = usize::try_from(*room).unwrap_or(usize::MAX).min(to - from);
+                *room -= granted as u64;
+                from + granted
+            }
+            _ => to,
+        }
+    }
 }
 
 #[derive(Debug, Default)]
 struct MemoryFile {
     state: Mutex<FileState>,
+    limits: Arc<Mutex<Limits>>,
 }
 
 #[derive(Debug, Default)]
@@ -30,8 +66,8 @@ struct FileState {
     durable: Vec<u8>,
     /// What was done since the last sync, in order.
     unsynced: Vec<Write>,
-    /// Whether writes fail for want of space.
-    full: bool,
+    /// Up to where room is taken: beyond it the file is a hole, as file systems make it of a length that is only set.
+    allocated: usize,
 }
 
 #[derive(Clone, Debug)]
@@ -64,9 +100,10 @@ impl MemoryDisk {
         Self::default()
     }
 
-    /// Power loss. `random` decides the fate of every write that was not synced. Handles opened before must not be used any more: they
-    /// keep the old content to themselves.
+    /// Power loss, and power again. `random` decides the fate of every write that was not synced. Handles opened before must not be used any
+    /// more: they keep the old content to themselves.
     pub fn crash(&self, mut random: impl FnMut() -> u64) {
+        held(&self.limits).power = None;
         let mut files = held(&self.files);
         for file in files.values_mut() {
             let survivor = {
@@ -85,9 +122,9 @@ impl MemoryDisk {
                         (write, _) => apply(&mut content, write),
                     }
                 }
-                FileState { seen: content.clone(), durable: content, unsynced: Vec::new(), full: state.full }
+                FileState { allocated: content.len(), seen: content.clone(), durable: content, unsynced: Vec::new() }
             };
-            *file = Arc::new(MemoryFile { state: Mutex::new(survivor) });
+            *file = Arc::new(MemoryFile { state: Mutex::new(survivor), limits: Arc::clone(&self.limits) });
         }
     }
 
@@ -112,17 +149,27 @@ impl MemoryDisk {
         held(&self.files).get(name).map(|file| held(&file.state).seen.len())
     }
 
-    /// From now on writes fail for want of space, or no longer.
-    pub fn set_full(&self, full: bool) {
-        for file in held(&self.files).values() {
-            held(&file.state).full = full;
-        }
+    /// From now on files may grow by so many bytes in all; `None` is without bound. A write that does not fit is done as far as it fits,
+    /// and fails.
+    pub fn set_room(&self, bytes: Option<u64>) {
+        held(&self.limits).room = bytes;
+    }
+
+    /// The power fails after so many more changes and syncs: all that come later fail and change nothing, until [`Self::crash`].
+    pub fn fail_after(&self, operation_count: u64) {
+        held(&self.limits).power = Some(operation_count);
     }
 }
 
 impl Disk for MemoryDisk {
     fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
-        let file = held(&self.files).entry(name.to_owned()).or_default().clone();
+        let mut files = held(&self.files);
+        if let Some(file) = files.get(name) {
+            return Ok(Arc::clone(file) as Arc<dyn DiskFile>);
+        }
+        held(&self.limits).power()?;
+        let file = Arc::new(MemoryFile { state: Mutex::default(), limits: Arc::clone(&self.limits) });
+        files.insert(name.to_owned(), Arc::clone(&file));
         Ok(file)
     }
 
@@ -131,6 +178,7 @@ impl Disk for MemoryDisk {
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        held(&self.limits).power()?;
         let mut files = held(&self.files);
         let file = files.remove(from).ok_or(io::ErrorKind::NotFound)?;
         files.insert(to.to_owned(), file);
@@ -153,25 +201,33 @@ impl DiskFile for MemoryFile {
 
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         let mut state = held(&self.state);
-        if state.full {
-            return Err(io::ErrorKind::StorageFull.into());
-        }
+        let mut limits = held(&self.limits);
+        limits.power()?;
         let offset = usize::try_from(offset).map_err(io::Error::other)?;
-        let write = Write::Bytes { offset, bytes: bytes.to_vec() };
-        apply(&mut state.seen, &write);
-        state.unsynced.push(write);
-        Ok(())
+        let fits = limits.allocate(state.allocated, offset + bytes.len());
+        state.allocated = state.allocated.max(fits);
+        let granted = fits.saturating_sub(offset).min(bytes.len());
+        if granted > 0 {
+            let write = Write::Bytes { offset, bytes: bytes[..granted].to_vec() };
+            apply(&mut state.seen, &write);
+            state.unsynced.push(write);
+        }
+        if granted < bytes.len() { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
         let mut state = held(&self.state);
-        let write = Write::Length(usize::try_from(len).map_err(io::Error::other)?);
+        held(&self.limits).power()?;
+        let len = usize::try_from(len).map_err(io::Error::other)?;
+        state.allocated = state.allocated.min(len);
+        let write = Write::Length(len);
         apply(&mut state.seen, &write);
         state.unsynced.push(write);
         Ok(())
     }
 
     fn sync(&self) -> io::Result<()> {
+        held(&self.limits).power()?;
         let mut state = held(&self.state);
         let state = &mut *state;
         for write in state.unsynced.drain(..) {

@@ -1,5 +1,10 @@
 //! The balancer's endpoints (API.md).
 
+mod keys;
+mod writes;
+
+pub(super) use writes::{idempotency, inserts};
+
 use super::{
     Call, HttpSettings, allow,
     error::ApiError,
@@ -17,17 +22,20 @@ use axum::{
     routing::any,
 };
 use serde_json::{Map, Value, json};
-use sha2::{Digest, Sha256};
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 use tokio::time::Instant;
 use twinshard_core::{
-    command::{IDEMPOTENCY_KEY_BYTES_MAX, Idempotency, OnConflict, Operation},
+    config::Configuration,
     id::{LogIndex, ShardId},
     map::{ClusterMap, ReplicaStage, ServerGoal},
     message::LeadStage,
-    request::{Consistency, Health, NewServer, Reply, RequestError, Rows, Status, Written},
+    request::{Consistency, Health, NewServer, Reply, RequestError, Rows, Status},
     schema::Schema,
-    value::{Key, KeyRange, Row},
+    value::{Key, KeyRange},
 };
 
 /// The header that carries what a session has seen.
@@ -39,13 +47,14 @@ const LIMIT_MAX: u64 = 1_000_000;
 struct App {
     handle: BalancerHandle,
     settings: Arc<HttpSettings>,
+    keys: keys::Keys,
     started: Instant,
 }
 
 /// The router of a balancer.
 pub fn router(handle: BalancerHandle, settings: HttpSettings) -> Router {
     let guarded = Guard::new(&settings);
-    let app = App { handle, settings: Arc::new(settings), started: Instant::now() };
+    let app = App { handle, settings: Arc::new(settings), keys: keys::Keys::default(), started: Instant::now() };
     Router::new()
         .route("/init", any(init))
         .route("/status", any(status))
@@ -54,9 +63,9 @@ pub fn router(handle: BalancerHandle, settings: HttpSettings) -> Router {
         .route("/rep", any(replicas))
         .route("/read", any(read))
         .route("/read/{server}", any(read_server))
-        .route("/write", any(write))
-        .route("/update", any(update))
-        .route("/del", any(delete))
+        .route("/write", any(writes::write))
+        .route("/update", any(writes::update))
+        .route("/del", any(writes::delete))
         .route("/primary_elect", any(primary))
         .route("/primary-elect", any(primary))
         .route("/home", any(home))
@@ -221,12 +230,12 @@ fn replicas_json(status: &Status, shard: ShardId) -> Vec<Value> {
                 },
             });
             if let Some(status) = reported(*replica) {
+                let is_led_by = |config: &Option<Configuration>| config.as_ref().is_some_and(|config| config.primary == *replica);
                 let role = match (status.lost.is_some(), status.lead, member) {
                     (true, ..) => "lost",
-                    (_, Some(LeadStage::Active), _) if seen.current.as_ref().is_some_and(|current| current.primary == *replica) => {
-                        "primary"
-                    }
-                    (_, Some(LeadStage::Lame), true) => "lame",
+                    (_, Some(LeadStage::Active), _) if is_led_by(&seen.current) => "primary",
+                    // A backup that was restarted is lame, too, but nobody asks it to lead.
+                    (_, Some(LeadStage::Lame), true) if is_led_by(&seen.current) || is_led_by(&seen.pending) => "lame",
                     (_, Some(LeadStage::Installing | LeadStage::Installed | LeadStage::SourceFailed), _) => "installing",
                     (_, _, true) => "backup",
                     (_, _, false) => "learner",
@@ -392,26 +401,24 @@ async fn read(State(app): State<App>, request: Request) -> Answer {
     }
     let session = session(&call)?;
     let consistency = json::consistency(&call.json, &session)?;
+    let in_session = call.parts.headers.contains_key(SESSION) || matches!(consistency, Consistency::Session(_));
     let format = Format { schema, versions: json::flag(&call.json, "versions")?, lines };
 
     let map = app.map()?;
     let deadline = Instant::now() + app.settings.request_timeout;
     let first = page(&app, range, limit, &consistency, deadline).await?;
-    let seen = merged(session, first.seen.iter().map(|(shard, index)| (*shard, *index)));
     let names = first.shards_queried.clone();
-    let stale = (consistency == Consistency::Stale).then(|| {
-        let by_name = |values: Vec<(ShardId, u64)>| -> Map<String, Value> {
-            values.into_iter().filter_map(|(shard, value)| Some((map.shards.get(&shard)?.name.to_string(), json!(value)))).collect()
-        };
-        let index = by_name(first.seen.iter().map(|(shard, index)| (*shard, index.0)).collect());
-        json!({ "index": index, "lag": by_name(first.lag.iter().map(|(shard, lag)| (*shard, *lag)).collect()) })
-    });
+    let is_stale = consistency == Consistency::Stale;
     let mut head = Vec::new();
     if !lines {
         head.extend_from_slice(b"{\"shards_queried\":");
         head.extend_from_slice(json!(names).to_string().as_bytes());
         head.extend_from_slice(b",\"data\":[");
     }
+    let session_before = session.clone();
+    let progress = Arc::new(Mutex::new(Progress::default()));
+    progress.lock().unwrap_or_else(PoisonError::into_inner).add(&first);
+    let so_far = Arc::clone(&progress);
     let tail = move |next: Option<Key>| {
         let mut tail = Map::new();
         if lines {
@@ -420,28 +427,42 @@ async fn read(State(app): State<App>, request: Request) -> Answer {
         if let Some(next) = next {
             tail.insert("next_cursor".to_owned(), json!(next.0.to_string()));
         }
-        if let Some(Value::Object(stale)) = &stale {
-            tail.extend(stale.clone());
+        let progress = so_far.lock().unwrap_or_else(PoisonError::into_inner);
+        if is_stale {
+            let name = |shard: &ShardId| map.shards.get(shard).map_or_else(|| shard.to_string(), |record| record.name.to_string());
+            let index: Map<String, Value> = progress.seen.iter().map(|(shard, index)| (name(shard), json!(index.0))).collect();
+            let lag: Map<String, Value> = progress.lag.iter().map(|(shard, lag)| (name(shard), json!(lag))).collect();
+            tail.insert("index".to_owned(), Value::Object(index));
+            tail.insert("lag".to_owned(), Value::Object(lag));
+        }
+        // The header was sent before the rest was seen.
+        if in_session && progress.streams {
+            let seen = merged(session_before.clone(), progress.seen.clone().into_iter());
+            tail.insert("session".to_owned(), json!(json::write_session_token(&seen)));
         }
         tail.insert("status".to_owned(), json!("success"));
         let tail = Value::Object(tail).to_string();
         if lines { format!("{tail}\n").into_bytes() } else { format!("],{}", &tail[1..]).into_bytes() }
     };
-    let first = std::sync::Mutex::new(Some(Section { head, first: Page { rows: first.rows, next: first.next } }));
+    let first = Mutex::new(Some(Section { head, first: Page { rows: first.rows, next: first.next } }));
+    let so_far = Arc::clone(&progress);
     let fetch = move |want: Want| {
         let begun = match &want {
-            Want::Section(_) => first.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take(),
+            Want::Section(_) => first.lock().unwrap_or_else(PoisonError::into_inner).take(),
             Want::Page { .. } => None,
         };
-        let (app, consistency) = (app.clone(), consistency.clone());
+        let (app, consistency, so_far) = (app.clone(), consistency.clone(), Arc::clone(&so_far));
         async move {
             match (want, begun) {
                 (_, Some(section)) => Ok(Got::Section(section)),
-                (Want::Page { from, left, .. }, None) => {
+                (Want::Page { from, left, streams, .. }, None) => {
                     let range = KeyRange { low: from, high: range.high };
-                    // Each page has its own deadline: a large answer takes as long as its client reads.
-                    let deadline = Instant::now() + app.settings.request_timeout;
+                    // Once it streams each page has its own deadline: a large answer takes as long as its client reads.
+                    let deadline = if streams { Instant::now() + app.settings.request_timeout } else { deadline };
                     let rows = page(&app, range, left, &consistency, deadline).await?;
+                    let mut progress = so_far.lock().unwrap_or_else(PoisonError::into_inner);
+                    progress.streams = streams;
+                    progress.add(&rows);
                     Ok(Got::Page(Page { rows: rows.rows, next: rows.next }))
                 }
                 (Want::Section(_), None) => Err(ApiError::invalid("there is one section")),
@@ -449,11 +470,29 @@ async fn read(State(app): State<App>, request: Request) -> Answer {
         }
     };
     let response = stream::answer(format, 1, limit, fetch, tail).await?;
-    Ok(with_session(response, &seen))
+    let seen = progress.lock().unwrap_or_else(PoisonError::into_inner).seen.clone();
+    Ok(with_session(response, &merged(session, seen.into_iter())))
+}
+
+/// What an answer of several pages has come to.
+#[derive(Default)]
+struct Progress {
+    /// At which index each shard was read.
+    seen: BTreeMap<ShardId, LogIndex>,
+    lag: BTreeMap<ShardId, u64>,
+    streams: bool,
+}
+
+impl Progress {
+    fn add(&mut self, page: &Rows) {
+        self.seen = merged(std::mem::take(&mut self.seen), page.seen.iter().map(|(shard, index)| (*shard, *index)));
+        self.lag.extend(page.lag.iter().map(|(shard, lag)| (*shard, *lag)));
+    }
 }
 
 async fn page(app: &App, range: KeyRange, left: Option<u32>, consistency: &Consistency, deadline: Instant) -> Result<Rows, ApiError> {
-    let limit = left.unwrap_or(u32::MAX).min(app.settings.page_rows);
+    // One row more than is left to give shows whether that is all.
+    let limit = left.unwrap_or(u32::MAX).saturating_add(1).min(app.settings.page_rows);
     let request = twinshard_core::request::Request::Read { range, limit, consistency: consistency.clone() };
     match app.ask(request, deadline.saturating_duration_since(Instant::now())).await? {
         Reply::Rows(rows) => Ok(*rows),
@@ -505,84 +544,6 @@ pub(super) fn section_head(name: &str, section: usize) -> Vec<u8> {
 /// What stands after the last.
 pub(super) fn sections_tail(count: usize) -> Vec<u8> {
     if count == 0 { b"{\"status\":\"success\"}".to_vec() } else { b"],\"status\":\"success\"}".to_vec() }
-}
-
-/// The client's own key, with a hash of what it asks.
-pub(super) fn idempotency(call: &Call) -> Result<Option<Idempotency>, ApiError> {
-    let Some(key) = call.header("idempotency-key")? else { return Ok(None) };
-    if key.is_empty() || key.len() > IDEMPOTENCY_KEY_BYTES_MAX || key.starts_with('~') {
-        let words = format!("The Idempotency-Key must have 1 to {IDEMPOTENCY_KEY_BYTES_MAX} characters and not begin with '~'");
-        return Err(ApiError::new(StatusCode::BAD_REQUEST, "bad-header", words));
-    }
-    let mut hash = Sha256::new();
-    for part in [call.method.as_str().as_bytes(), b"\0", call.path.as_bytes(), b"\0", &call.body] {
-        hash.update(part);
-    }
-    let hash = hash.finalize();
-    let mut body_hash = [0; 16];
-    body_hash.copy_from_slice(&hash[..16]);
-    Ok(Some(Idempotency { key: key.into(), body_hash: u128::from_le_bytes(body_hash) }))
-}
-
-/// Inserts of rows; what they do on conflict is filled in by the machine where the request does not say.
-pub(super) fn inserts(rows: Vec<Row>, on_conflict: Option<OnConflict>) -> Vec<Operation> {
-    let on_conflict = on_conflict.unwrap_or_default();
-    rows.into_iter().map(|row| Operation::Insert { row, on_conflict }).collect()
-}
-
-async fn execute(app: &App, call: &Call, operations: Vec<Operation>, on_conflict: Option<OnConflict>, message: String) -> Answer {
-    // Before anything is applied: a header that cannot be read refuses the request whole.
-    let (idempotency, session) = (idempotency(call)?, session(call)?);
-    let request = twinshard_core::request::Request::Write { operations, on_conflict, idempotency };
-    let (response, seen) = match app.handle.ask(request, app.settings.request_timeout).await {
-        Reply::Written(Written { seen, skipped_count, .. }) => {
-            let mut body = json!({ "message": message, "status": "success" });
-            if skipped_count > 0 {
-                body["skipped"] = json!(skipped_count);
-            }
-            (json_response(StatusCode::OK, &body), seen)
-        }
-        // Also of a write that failed in part the client has seen the rest.
-        Reply::Failed(error) => {
-            let seen = error.seen().collect();
-            (ApiError::from(error).into_response(), seen)
-        }
-        other => return Err(unexpected(&other)),
-    };
-    let seen = merged(session, seen.into_iter().map(|(shard, position)| (shard, position.index)));
-    Ok(with_session(response, &seen))
-}
-
-async fn write(State(app): State<App>, request: Request) -> Answer {
-    allow(&request, &[Method::POST])?;
-    let call = Call::read(request, &app.settings).await?;
-    let schema = app.schema()?;
-    let rows = json::rows(&schema, &call.json, app.settings.rows_max)?;
-    let on_conflict = json::on_conflict(&call.json)?;
-    let message = format!("{} Data entries added", rows.len());
-    let operations = inserts(rows, on_conflict);
-    execute(&app, &call, operations, on_conflict, message).await
-}
-
-async fn update(State(app): State<App>, request: Request) -> Answer {
-    allow(&request, &[Method::PUT])?;
-    let call = Call::read(request, &app.settings).await?;
-    let schema = app.schema()?;
-    let (value, name) = key_field(&call, &schema)?;
-    let key = json::key(value, &name)?;
-    let set = json::changes(&schema, key, json::field(&call.json, "data")?)?;
-    let message = format!("Data entry for {name}: {key} updated");
-    execute(&app, &call, vec![Operation::Update { key, set }], None, message).await
-}
-
-async fn delete(State(app): State<App>, request: Request) -> Answer {
-    allow(&request, &[Method::DELETE])?;
-    let call = Call::read(request, &app.settings).await?;
-    let schema = app.schema()?;
-    let (value, name) = key_field(&call, &schema)?;
-    let key = json::key(value, &name)?;
-    let message = format!("Data entry with {name}:{key} removed from all replicas");
-    execute(&app, &call, vec![Operation::Delete { key }], None, message).await
 }
 
 async fn primary(State(app): State<App>, request: Request) -> Answer {

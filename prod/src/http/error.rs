@@ -5,7 +5,10 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde_json::{Map, Value, json};
-use twinshard_core::request::{Applied, ErrorKind, RequestError};
+use twinshard_core::{
+    request::{Applied, ErrorKind, RequestError},
+    value::Key,
+};
 
 /// An answer that says no.
 #[derive(Clone, Debug)]
@@ -53,16 +56,40 @@ impl ApiError {
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "body-too-large", format!("The body is larger than the {bytes_max} bytes allowed"))
     }
 
+    /// 404 of /update and /del: no shard has such a row.
+    #[must_use]
+    pub fn outside_every_range(key: Key) -> Self {
+        let words = format!("No row with key {key}: it is outside every shard's range");
+        Self::new(StatusCode::NOT_FOUND, "no-such-row", words)
+    }
+
     /// 503: nothing was applied, ask again.
     #[must_use]
     pub fn overloaded() -> Self {
         RequestError::Overloaded.into()
     }
 
+    /// What the client reads.
+    pub(super) fn body(&self) -> Value {
+        let mut body = json!({
+            "message": self.message,
+            "status": "failure",
+            "code": self.code,
+            "applied": applied_name(self.applied),
+            "retryable": self.retryable,
+            "hint": self.hint(),
+        });
+        if let Some(shards) = &self.shards {
+            body["shards"] = Value::clone(shards);
+        }
+        body
+    }
+
     fn hint(&self) -> &'static str {
         match self.code {
             "not-initialised" => "POST /init first",
             "already-initialised" => "GET /status shows the cluster; remove all servers with /rm to set it up anew",
+            "refused" => "GET /status shows the cluster as it is, which does not allow this; nothing was changed",
             "key-out-of-range" => "GET /status lists the shards and their ranges; POST /add adds one",
             "key-exists" => "use PUT /update, or on_conflict replace or skip",
             "no-such-row" => "POST /write adds it",
@@ -78,6 +105,8 @@ impl ApiError {
             "no-such-shard" | "no-such-server" => "GET /status at the balancer lists the servers and their shards",
             "internal" => "this is a fault of the program: see its messages",
             "body-too-large" | "too-many-rows" => "send it in several requests",
+            "path-too-long" | "headers-too-large" | "bad-http" => "send a plain request of HTTP/1.1; nothing was changed",
+            "slow-body" => "send the body at once; nothing was changed",
             "forbidden-host" | "forbidden-origin" => "web pages may not use this API",
             _ => "correct the request; nothing was changed",
         }
@@ -134,18 +163,7 @@ fn applied_name(applied: Applied) -> &'static str {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let mut body = json!({
-            "message": self.message,
-            "status": "failure",
-            "code": self.code,
-            "applied": applied_name(self.applied),
-            "retryable": self.retryable,
-            "hint": self.hint(),
-        });
-        if let Some(shards) = self.shards {
-            body["shards"] = *shards;
-        }
-        let mut response = super::json_response(self.status, &body);
+        let mut response = super::json_response(self.status, &self.body());
         if self.status == StatusCode::SERVICE_UNAVAILABLE {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }

@@ -266,7 +266,8 @@ fn value(column: &Column, json: &Json) -> Result<Value, String> {
         Json::String(text) => Value::Text(text.as_str().into()),
         Json::Number(number) => match (number.as_i64(), number.as_f64().and_then(Finite::new)) {
             (Some(integer), _) => Value::Integer(integer),
-            (None, _) if number.is_u64() => return Err(format!("{number} is beyond 64 bits")),
+            // As a decimal it would lose digits; a Float has none to lose.
+            (None, _) if number.is_u64() && column.dtype != ColumnType::Float => return Err(format!("{number} is beyond 64 bits")),
             (None, Some(decimal)) => Value::Decimal(decimal),
             (None, None) => return wrong(),
         },

@@ -20,7 +20,13 @@ use axum::{
     routing::any,
 };
 use serde_json::{Value, json};
-use std::sync::Arc;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 use twinshard_core::{
     command::{Command, Entry, OnConflict, Operation, Verdict},
     id::LogIndex,
@@ -32,6 +38,9 @@ use twinshard_core::{
 
 /// Entries of one piece of the log.
 const LOG_ENTRIES: u32 = 1_024;
+
+/// How long /copy waits for the newest before it gives what there is. A guess: some read rounds.
+const FRESH_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Who a server is to people.
 #[derive(Clone, Debug)]
@@ -109,6 +118,21 @@ impl App {
         }
     }
 
+    /// What this server holds: as new as any read where it can be had soon, else as it is. A server on its own has nobody else to ask, and
+    /// after a start no news before its shards serve.
+    async fn held_page(&self, shard: &str, range: KeyRange, is_behind: &AtomicBool) -> Result<Page, ApiError> {
+        if !is_behind.load(Ordering::Relaxed) {
+            let request =
+                ServerRequest::Read { shard: shard.into(), range, limit: self.settings.page_rows, consistency: Consistency::Linearizable };
+            let timeout = if self.identity.standalone.is_some() { self.settings.request_timeout } else { FRESH_TIMEOUT };
+            if let ServerReply::Rows { rows, next, .. } = self.handle.ask(request, timeout).await {
+                return Ok(Page { rows, next });
+            }
+            is_behind.store(true, Ordering::Relaxed);
+        }
+        self.page(shard, range, Consistency::Stale).await
+    }
+
     async fn page(&self, shard: &str, range: KeyRange, consistency: Consistency) -> Result<Page, ApiError> {
         let request = ServerRequest::Read { shard: shard.into(), range, limit: self.settings.page_rows, consistency };
         match self.ask(request).await? {
@@ -155,15 +179,16 @@ async fn copy(State(app): State<App>, request: Request) -> Answer {
     if let Some(shard) = shards.iter().find(|shard| shards.iter().filter(|other| other == shard).count() > 1) {
         return Err(ApiError::invalid(format!("Shard '{shard}' stands twice")));
     }
+    let is_behind = Arc::new(AtomicBool::new(false));
     let fetch = move |want: Want| {
         let (section, from) = match want {
             Want::Section(section) => (section, KeyRange::ALL.low),
             Want::Page { section, from, .. } => (section, from),
         };
         let begins = matches!(want, Want::Section(_));
-        let (app, name) = (app.clone(), shards[section].clone());
+        let (app, name, is_behind) = (app.clone(), shards[section].clone(), Arc::clone(&is_behind));
         async move {
-            let page = app.page(&name, KeyRange { low: from, high: KeyRange::ALL.high }, Consistency::Stale).await?;
+            let page = app.held_page(&name, KeyRange { low: from, high: KeyRange::ALL.high }, &is_behind).await?;
             Ok(if begins { Got::Section(Section { head: section_head(&name, section), first: page }) } else { Got::Page(page) })
         }
     };
@@ -198,10 +223,14 @@ async fn read(State(app): State<App>, request: Request) -> Answer {
 /// Applies operations through the replicated log; the last applied index of the shard.
 async fn execute(app: &App, call: &Call, operations: Vec<Operation>) -> Result<LogIndex, ApiError> {
     let shard = shard_name(call)?;
+    let is_of_one_row = operations.iter().all(|operation| !matches!(operation, Operation::Insert { .. }));
     let request = ServerRequest::Write { shard: shard.clone(), operations, idempotency: idempotency(call)? };
     let reply = match app.handle.ask(request, app.settings.request_timeout).await {
         // Here the shard was named: the key may well be in another.
         ServerReply::Failed(RequestError::OutOfRange(key)) => {
+            if is_of_one_row {
+                return Err(ApiError::new(StatusCode::NOT_FOUND, "no-such-row", format!("No row with key {key} in shard '{shard}'")));
+            }
             let words = format!("Key {key} is outside the range of shard '{shard}'");
             return Err(ApiError::new(StatusCode::BAD_REQUEST, "key-out-of-range", words));
         }
@@ -226,10 +255,13 @@ async fn write(State(app): State<App>, request: Request) -> Answer {
     let rows = json::rows(&schema, &call.json, app.settings.rows_max)?;
     let count = rows.len() as u64;
     let on_conflict = json::on_conflict(&call.json)?.unwrap_or(app.map()?.settings.on_conflict);
-    let given = json::optional_count(&call.json, "curr_idx")?;
+    // Rows written so far: as the client counts, if it does. What is no count is ignored, as other fields are that the contract does not know.
+    let given = json::optional_count(&call.json, "curr_idx").ok().flatten();
     let applied = execute(&app, &call, inserts(rows, Some(on_conflict))).await?;
-    // Rows written so far: as the client counts, if it does.
-    let current = given.map_or(applied.0, |current| current.saturating_add(count));
+    let current = match given {
+        Some(current) => current.saturating_add(count),
+        None => rows_written(&app, &call).await.unwrap_or(applied.0),
+    };
     Ok(json_response(StatusCode::OK, &json!({ "message": "Data entries added", "current_idx": current, "status": "success" })))
 }
 
@@ -282,6 +314,7 @@ async fn config(State(app): State<App>, request: Request) -> Answer {
     }
 }
 
+/// Shows the log of this server's replica of the shard, entry by entry; the index of the last.
 async fn pieces(app: &App, call: &Call, mut each: impl FnMut(&Arc<Entry>)) -> Result<LogIndex, ApiError> {
     let shard = shard_name(call)?;
     app.holds(&shard).await?;
@@ -298,6 +331,19 @@ async fn pieces(app: &App, call: &Call, mut each: impl FnMut(&Arc<Entry>)) -> Re
             _ => return Ok(last),
         }
     }
+}
+
+/// Rows written to the shard so far, by the log; an entry that was compacted away counts as one.
+async fn rows_written(app: &App, call: &Call) -> Result<u64, ApiError> {
+    let (mut rows, mut compacted) = (0, None);
+    pieces(app, call, |entry| {
+        compacted.get_or_insert(entry.position.index.0.saturating_sub(1));
+        if let Command::Operations(operations) = &entry.command {
+            rows += operations.iter().filter(|operation| matches!(operation, Operation::Insert { .. })).count() as u64;
+        }
+    })
+    .await?;
+    Ok(rows + compacted.unwrap_or(0))
 }
 
 async fn log(State(app): State<App>, request: Request) -> Answer {

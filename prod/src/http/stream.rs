@@ -1,4 +1,4 @@
-//! Large answers, page by page: never more than a page in memory. A page that fails midway breaks the chunked body off, so that it cannot be
+//! Large answers, page by page: never more than the beginning or a page in memory. A page that fails midway breaks the chunked body off, so that it cannot be
 //! taken for whole (API.md).
 
 use super::{error::ApiError, json};
@@ -13,6 +13,9 @@ use twinshard_core::{
     schema::Schema,
     value::{Key, StoredRow},
 };
+
+/// An answer of so many bytes begins to stream. A guess: more than the course's reads of a whole cluster come to.
+const WHOLE_BYTES_MAX: usize = 256 << 10;
 
 /// A page of rows and where the next begins.
 pub(super) struct Page {
@@ -56,8 +59,9 @@ pub(super) struct Section {
 /// What to fetch next.
 #[derive(Clone, Debug)]
 pub(super) enum Want {
-    /// The page of the section that begins at this key; so many rows are left to give.
-    Page { section: usize, from: Key, left: Option<u32> },
+    /// The page of the section that begins at this key; so many rows are left to give. One more is asked for: it shows whether that is all.
+    /// `streams`: the answer's beginning is on its way.
+    Page { section: usize, from: Key, left: Option<u32>, streams: bool },
     /// The beginning of a section.
     Section(usize),
 }
@@ -81,13 +85,17 @@ where
     Fut: Future<Output = Result<Got, ApiError>> + Send,
 {
     let mut out = Vec::new();
-    let mut state = State { section: 0, first: true, left: limit, next: None, started: false };
-    // As much as one page: small answers are whole, and errors so far have a status code of their own.
-    let whole = step(&format, sections, &fetch, &tail, &mut state, &mut out).await?;
+    let mut state = State { section: 0, first: true, left: limit, next: None, started: false, streams: false };
+    // Small answers are whole, and errors so far have a status code of their own.
+    let mut whole = false;
+    while !whole && out.len() < WHOLE_BYTES_MAX {
+        whole = step(&format, sections, &fetch, &tail, &mut state, &mut out).await?;
+    }
     let content_type = [(header::CONTENT_TYPE, format.content_type())];
     if whole {
         return Ok((content_type, Body::from(out)).into_response());
     }
+    state.streams = true;
     let rest = stream::unfold(Some((format, fetch, tail, state)), move |work| async move {
         let (format, fetch, tail, mut state) = work?;
         let mut out = Vec::new();
@@ -107,6 +115,7 @@ struct State {
     left: Option<u32>,
     next: Option<Key>,
     started: bool,
+    streams: bool,
 }
 
 /// Fetches and writes until a page is not the last of its section, or all is written (`true`).
@@ -128,7 +137,7 @@ where
             return Ok(true);
         }
         let want = match state.next {
-            Some(from) => Want::Page { section: state.section, from, left: state.left },
+            Some(from) => Want::Page { section: state.section, from, left: state.left, streams: state.streams },
             None => Want::Section(state.section),
         };
         let page = match fetch(want).await? {
@@ -140,16 +149,18 @@ where
                 first
             }
         };
-        format.write(&page.rows, &mut state.first, out);
+        let rows_max = state.left.map_or(usize::MAX, |left| left as usize);
+        let rows = &page.rows[..page.rows.len().min(rows_max)];
+        format.write(rows, &mut state.first, out);
         if let Some(left) = &mut state.left {
-            *left = left.saturating_sub(u32::try_from(page.rows.len()).unwrap_or(u32::MAX));
+            *left = left.saturating_sub(u32::try_from(rows.len()).unwrap_or(u32::MAX));
         }
-        let limited = state.left == Some(0);
+        // The row after the limit shows that there are more, and is where to go on.
+        if let Some(beyond) = page.rows.get(rows.len()) {
+            out.extend(tail(Some(beyond.row.key)));
+            return Ok(true);
+        }
         match page.next {
-            Some(next) if limited => {
-                out.extend(tail(Some(next)));
-                return Ok(true);
-            }
             Some(next) => {
                 state.next = Some(next);
                 return Ok(false);

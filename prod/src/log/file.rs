@@ -1,5 +1,6 @@
-//! The shared log in one file: a header, then frames of records, each with its length, a checksum and how far the file was synced when it
-//! was written. A copy of what the records amount to is kept in memory (its entries are shared with the machine), so that the file can
+//! The shared log in one file: a header, then frames of records. A frame's head has a checksum of its own and tells the frame's length, how
+//! far the file was synced when it was written, and whose records it holds: so a frame that rotted costs the replicas it touches and no
+//! others. A copy of what the records amount to is kept in memory (its entries are shared with the machine), so that the file can
 //! be written anew, without what is obsolete, whenever that is most of it.
 //!
 //! Weighed against the crate `raft-engine`: that one brings its own file system layer and threads, so it does not run on the simulated
@@ -25,15 +26,15 @@ const DAMAGED_FILE: &str = "log.damaged";
 /// What the file begins with.
 const MAGIC: [u8; 8] = *b"TWSHLOG\0";
 /// The format of the frames.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 /// Magic, format, cluster, server, owner, checksum.
 const HEADER_BYTES: usize = 8 + 4 + 16 + 8 + 8 + 4;
 /// How far the file is synced, and a checksum of that; after the header.
 const MARK_BYTES: usize = 8 + 4;
 /// Where the frames begin.
 const FRAMES_AT: u64 = (HEADER_BYTES + MARK_BYTES) as u64;
-/// Length, checksum, synced-to mark.
-const FRAME_BYTES: usize = 4 + 4 + 8;
+/// Length, checksum of the payload, synced-to mark, whose records, checksum of the head.
+const FRAME_BYTES: usize = 4 + 4 + 8 + 8 + 4;
 /// The longest frame: a batch is at most some messages' worth of entries.
 const FRAME_MAX: usize = 1 << 30;
 /// The file is written anew when it is longer than this and less than half of it is needed. A guess.
@@ -67,6 +68,13 @@ pub struct LogState {
     pub map: Option<(MapVersion, Arc<ClusterMap>)>,
     /// A synced part of the file does not verify: what it held, nobody knows.
     pub damaged: bool,
+    /// Whose records did not verify, as a set of [`mark_of`].
+    pub damaged_marks: u64,
+}
+
+/// A set of one replica among 64: several share a place, so that a set may hold too many, never too few.
+const fn mark_of(replica: ReplicaId) -> u64 {
+    1 << (replica.0 % 64)
 }
 
 impl LogState {
@@ -136,9 +144,10 @@ impl LogState {
     }
 
     fn change(&mut self, replica: ReplicaId, change: impl FnOnce(&mut ReplicaLog) -> bool) {
-        // A record of a replica that is not here is one of a replica whose creation was lost to damage.
         match self.replicas.get_mut(&replica) {
             Some(log) => log.damaged |= !change(log),
+            // Its creation did not verify.
+            None if self.damaged_marks & mark_of(replica) != 0 => {}
             None => self.damaged = true,
         }
     }
@@ -161,6 +170,25 @@ enum Frame<'a> {
     Map(MapVersion, Cow<'a, ClusterMap>),
 }
 
+impl Frame<'_> {
+    fn marks(&self) -> u64 {
+        match self {
+            Self::Batch(batch) => batch.iter().filter_map(LogRecord::replica).fold(0, |marks, replica| marks | mark_of(replica)),
+            Self::Replica(replica, _) => mark_of(*replica),
+            Self::Map(..) => 0,
+        }
+    }
+}
+
+/// The head of a frame.
+#[derive(Clone, Copy, Debug)]
+struct Head {
+    size: usize,
+    sum: u32,
+    synced: u64,
+    marks: u64,
+}
+
 /// The log in a file.
 #[derive(Debug)]
 pub struct FileLog {
@@ -170,8 +198,10 @@ pub struct FileLog {
     owner: OwnerNumber,
     /// Where the next frame goes; everything before is synced.
     end: u64,
-    /// How long the file was when it was last written anew.
-    base_bytes: u64,
+    /// How long the file may become before it is written anew.
+    rewrite_at: u64,
+    /// See [`REWRITE_BYTES_MIN`].
+    rewrite_bytes_min: u64,
     state: LogState,
     failed: bool,
 }
@@ -194,6 +224,20 @@ impl FileLog {
     /// # Errors
     /// If the file system fails, the format is another, or the log is another cluster's or server's.
     pub fn open(disk: Arc<dyn Disk>, identity: Identity, first_owner: OwnerNumber) -> Result<Self, LogError> {
+        Self::open_sized(disk, identity, first_owner, REWRITE_BYTES_MIN)
+    }
+
+    /// As [`Self::open`]; written anew from another length on.
+    pub(crate) fn open_sized(
+        disk: Arc<dyn Disk>,
+        identity: Identity,
+        first_owner: OwnerNumber,
+        rewrite_bytes_min: u64,
+    ) -> Result<Self, LogError> {
+        if disk.exists(NEW_FILE)? {
+            // What a crash left of writing anew only takes room.
+            disk.open(NEW_FILE)?.set_len(0)?;
+        }
         let mut file = disk.open(LOG_FILE)?;
         let mut header = [0; HEADER_BYTES];
         // A file that is shorter was never synced once: nothing was ever promised.
@@ -216,24 +260,38 @@ impl FileLog {
             identity,
             owner: owner.map_or(first_owner, OwnerNumber::next),
             end: FRAMES_AT,
-            base_bytes: FRAMES_AT,
+            rewrite_at: rewrite_bytes_min,
+            rewrite_bytes_min,
             state: LogState::default(),
             failed: false,
         };
         if owner.is_some() {
             log.read()?;
+            log.rewrite_at = rewrite_bytes_min.max(log.end);
         }
         log.file.write_at(0, &write_header(log.identity, log.owner))?;
-        log.file.set_len(log.end)?;
-        log.file.sync()?;
-        log.mark()?;
-        if log.state.damaged {
-            for replica in log.state.replicas.values_mut() {
-                replica.damaged = true;
-            }
-            log.rewrite()?;
+        if log.state.damaged || log.state.damaged_marks != 0 {
+            // The old file tells of the damage until the new one does.
+            log.file.sync()?;
+            log.mark_damaged();
+            let (file, end) = log.write_anew()?;
+            log.replace(file, end)?;
+        } else {
+            log.file.set_len(log.end)?;
+            log.file.sync()?;
+            log.mark()?;
         }
         Ok(log)
+    }
+
+    fn mark_damaged(&mut self) {
+        let LogState { replicas, damaged, damaged_marks, .. } = &mut self.state;
+        for (replica, log) in replicas.iter_mut() {
+            log.damaged |= *damaged || *damaged_marks & mark_of(*replica) != 0;
+        }
+        let lost: Vec<String> = replicas.iter().filter(|(_, log)| log.damaged).map(|(replica, _)| replica.to_string()).collect();
+        tracing::error!(replicas = lost.join(" "), "synced parts of the log do not verify; the replicas they touch are lost and refilled");
+        (*damaged, *damaged_marks) = (false, 0);
     }
 
     /// What is in it.
@@ -250,43 +308,52 @@ impl FileLog {
 
     fn read(&mut self) -> Result<(), LogError> {
         let len = self.file.len()?;
-        let mut mark = self.read_mark()?;
+        // How far anything that verifies says that the file was synced: before that, what does not verify rotted; after, it is torn (R9).
+        let mut synced = self.read_mark()?;
         let mut at = FRAMES_AT;
-        // A frame that does not verify: torn if nothing from here on was ever synced, rotted otherwise (R9).
-        while let Some((payload, synced)) = self.read_frame(at, len)? {
-            mark = mark.max(synced);
-            let next = at + (FRAME_BYTES + payload.len()) as u64;
-            match postcard::from_bytes::<Frame<'_>>(&payload) {
-                Ok(Frame::Batch(batch)) => batch.iter().for_each(|record| self.state.apply(record)),
-                Ok(Frame::Replica(replica, log)) => {
-                    self.state.replicas.insert(replica, log.into_owned());
-                }
-                Ok(Frame::Map(version, map)) => self.state.map = Some((version, Arc::new(map.into_owned()))),
-                // It verifies but is not ours to read.
-                Err(_) => self.state.damaged = true,
-            }
-            at = next;
+        while let Some(head) = self.read_head(at, len)? {
+            synced = synced.max(head.synced);
+            at += (FRAME_BYTES + head.size) as u64;
         }
-        self.state.damaged |= at < mark;
+        let mut at = FRAMES_AT;
+        while let Some(head) = self.read_head(at, len)? {
+            let mut payload = vec![0; head.size];
+            self.file.read_at(at + FRAME_BYTES as u64, &mut payload)?;
+            if crc32c::crc32c(&payload) == head.sum {
+                match postcard::from_bytes::<Frame<'_>>(&payload) {
+                    Ok(Frame::Batch(batch)) => batch.iter().for_each(|record| self.state.apply(record)),
+                    Ok(Frame::Replica(replica, log)) => {
+                        self.state.replicas.insert(replica, log.into_owned());
+                    }
+                    Ok(Frame::Map(version, map)) => self.state.map = Some((version, Arc::new(map.into_owned()))),
+                    // It verifies but is not ours to read.
+                    Err(_) => self.state.damaged = true,
+                }
+            } else if at < synced {
+                self.state.damaged_marks |= head.marks;
+            } else {
+                break;
+            }
+            at += (FRAME_BYTES + head.size) as u64;
+        }
+        self.state.damaged |= at < synced;
         self.end = at;
         Ok(())
     }
 
-    /// The payload of the frame at `at` and the mark it carries; `None` if there is none that verifies.
-    fn read_frame(&self, at: u64, len: u64) -> Result<Option<(Vec<u8>, u64)>, LogError> {
+    /// The head of the frame at `at`; `None` if there is none that verifies with room for what it tells of.
+    fn read_head(&self, at: u64, len: u64) -> Result<Option<Head>, LogError> {
         if at + FRAME_BYTES as u64 > len {
             return Ok(None);
         }
         let mut head = [0; FRAME_BYTES];
         self.file.read_at(at, &mut head)?;
         let size = u32_at(&head, 0) as usize;
-        if size == 0 || size > FRAME_MAX || at + (FRAME_BYTES + size) as u64 > len {
+        let verifies = crc32c::crc32c(&head[..FRAME_BYTES - 4]) == u32_at(&head, FRAME_BYTES - 4);
+        if !verifies || size > FRAME_MAX || at + (FRAME_BYTES + size) as u64 > len {
             return Ok(None);
         }
-        let mut payload = vec![0; size];
-        self.file.read_at(at + FRAME_BYTES as u64, &mut payload)?;
-        let sum = crc32c::crc32c_append(crc32c::crc32c(&head[8..]), &payload);
-        Ok((sum == u32_at(&head, 4)).then(|| (payload, u64_at(&head, 8))))
+        Ok(Some(Head { size, sum: u32_at(&head, 4), synced: u64_at(&head, 8), marks: u64_at(&head, 16) }))
     }
 
     fn read_mark(&self) -> Result<u64, LogError> {
@@ -300,25 +367,22 @@ impl FileLog {
 
     /// Notes how far the file is synced. Not synced itself: it may only ever say too little.
     fn mark(&self) -> io::Result<()> {
-        let mut mark = [0; MARK_BYTES];
-        mark[..8].copy_from_slice(&self.end.to_le_bytes());
-        let sum = crc32c::crc32c(&mark[..8]);
-        mark[8..].copy_from_slice(&sum.to_le_bytes());
-        self.file.write_at(HEADER_BYTES as u64, &mark)
+        self.file.write_at(HEADER_BYTES as u64, &write_mark(self.end))
     }
 
-    fn frame(&self, frame: &Frame<'_>, out: &mut Vec<u8>) -> Result<(), LogError> {
+    fn frame(frame: &Frame<'_>, synced: u64, out: &mut Vec<u8>) -> Result<(), LogError> {
         let start = out.len();
         out.resize(start + FRAME_BYTES, 0);
-        let taken = std::mem::take(out);
-        *out = postcard::to_extend(frame, taken).map_err(io::Error::other)?;
-        let size = out.len() - start - FRAME_BYTES;
-        let size =
-            u32::try_from(size).ok().filter(|size| *size as usize <= FRAME_MAX).ok_or_else(|| io::Error::other("a batch is too large"))?;
-        out[start..start + 4].copy_from_slice(&size.to_le_bytes());
-        out[start + 8..start + 16].copy_from_slice(&self.end.to_le_bytes());
-        let sum = crc32c::crc32c(&out[start + 8..]);
-        out[start + 4..start + 8].copy_from_slice(&sum.to_le_bytes());
+        *out = postcard::to_extend(frame, std::mem::take(out)).map_err(io::Error::other)?;
+        let (head, payload) = out[start..].split_at_mut(FRAME_BYTES);
+        let size = u32::try_from(payload.len()).ok().filter(|size| *size as usize <= FRAME_MAX);
+        let size = size.ok_or_else(|| io::Error::other("a batch is too large"))?;
+        head[..4].copy_from_slice(&size.to_le_bytes());
+        head[4..8].copy_from_slice(&crc32c::crc32c(payload).to_le_bytes());
+        head[8..16].copy_from_slice(&synced.to_le_bytes());
+        head[16..24].copy_from_slice(&frame.marks().to_le_bytes());
+        let sum = crc32c::crc32c(&head[..FRAME_BYTES - 4]);
+        head[FRAME_BYTES - 4..].copy_from_slice(&sum.to_le_bytes());
         Ok(())
     }
 
@@ -330,48 +394,53 @@ impl FileLog {
         }
         let mut bytes = Vec::new();
         for batch in batches {
-            self.frame(&Frame::Batch(Cow::Borrowed(batch)), &mut bytes)?;
+            Self::frame(&Frame::Batch(Cow::Borrowed(batch)), self.end, &mut bytes)?;
             batch.iter().for_each(|record| self.state.apply(record));
         }
         self.file.write_at(self.end, &bytes)?;
         self.file.sync()?;
         self.end += bytes.len() as u64;
         self.mark()?;
-        if self.end > REWRITE_BYTES_MIN.max(self.base_bytes * 2) {
-            self.rewrite()?;
+        if self.end > self.rewrite_at {
+            match self.write_anew() {
+                Ok((file, end)) => self.replace(file, end)?,
+                // What was asked for is durable all the same.
+                Err(error) => {
+                    tracing::warn!(%error, "the log could not be written anew; it goes on as it is");
+                    self.rewrite_at = self.end + self.rewrite_bytes_min;
+                    self.disk.open(NEW_FILE)?.set_len(0)?;
+                }
+            }
         }
         Ok(())
     }
 
-    /// Writes what is needed to a new file and puts it in the place of the old one.
-    fn rewrite(&mut self) -> Result<(), LogError> {
-        let file = self.disk.open(NEW_FILE)?;
+    /// Writes what is needed to a new file, durably; the file and its length.
+    fn write_anew(&self) -> Result<(Arc<dyn DiskFile>, u64), LogError> {
         let mut bytes = write_header(self.identity, self.owner).to_vec();
         bytes.resize(usize::try_from(FRAMES_AT).unwrap_or(usize::MAX), 0);
         for (replica, log) in &self.state.replicas {
-            self.frame(&Frame::Replica(*replica, Cow::Borrowed(log)), &mut bytes)?;
+            Self::frame(&Frame::Replica(*replica, Cow::Borrowed(log)), 0, &mut bytes)?;
         }
         if let Some((version, map)) = &self.state.map {
-            self.frame(&Frame::Map(*version, Cow::Borrowed(map)), &mut bytes)?;
+            Self::frame(&Frame::Map(*version, Cow::Borrowed(map)), 0, &mut bytes)?;
         }
-        // The marks in these frames are the old file's; they must not speak of the new one.
-        let mut at = usize::try_from(FRAMES_AT).unwrap_or(usize::MAX);
-        while at < bytes.len() {
-            let size = u32_at(&bytes, at) as usize;
-            bytes[at + 8..at + 16].fill(0);
-            let sum = crc32c::crc32c(&bytes[at + 8..at + FRAME_BYTES + size]);
-            bytes[at + 4..at + 8].copy_from_slice(&sum.to_le_bytes());
-            at += FRAME_BYTES + size;
-        }
+        // Under its own name it is synced whole.
+        let end = bytes.len() as u64;
+        bytes[HEADER_BYTES..HEADER_BYTES + MARK_BYTES].copy_from_slice(&write_mark(end));
+        let file = self.disk.open(NEW_FILE)?;
         file.set_len(0)?;
         file.write_at(0, &bytes)?;
         file.sync()?;
+        Ok((file, end))
+    }
+
+    /// Puts a file that was written anew in the place of the old one.
+    fn replace(&mut self, file: Arc<dyn DiskFile>, end: u64) -> Result<(), LogError> {
         self.disk.rename(NEW_FILE, LOG_FILE)?;
         self.file = file;
-        self.end = bytes.len() as u64;
-        self.base_bytes = self.end;
-        self.state.damaged = false;
-        self.mark()?;
+        self.end = end;
+        self.rewrite_at = self.rewrite_bytes_min.max(end * 2);
         Ok(())
     }
 }
@@ -393,6 +462,14 @@ fn u32_at(bytes: &[u8], at: usize) -> u32 {
 
 fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from(u32_at(bytes, at)) | u64::from(u32_at(bytes, at + 4)) << 32
+}
+
+fn write_mark(synced: u64) -> [u8; MARK_BYTES] {
+    let mut mark = [0; MARK_BYTES];
+    mark[..8].copy_from_slice(&synced.to_le_bytes());
+    let sum = crc32c::crc32c(&mark[..8]);
+    mark[8..].copy_from_slice(&sum.to_le_bytes());
+    mark
 }
 
 fn write_header(identity: Identity, owner: OwnerNumber) -> [u8; HEADER_BYTES] {

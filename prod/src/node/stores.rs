@@ -2,11 +2,14 @@
 
 use super::{NodeParts, ServerNode, ServerParts};
 use crate::{
-    log::{Log, LogError},
+    log::{Log, LogError, file::Identity},
     net::Network,
     provision::Provisioner,
     register::{Register, RegisterError},
-    rows::{RowStore, StoreError},
+    rows::{
+        RecoverRows,
+        memory::{Medium, MemoryRows},
+    },
 };
 use std::{
     collections::BTreeMap,
@@ -18,10 +21,7 @@ use twinshard_core::{
     map::{Address, ClusterMap},
     planted::Planted,
     server::{ServerConfig, ServerSettings},
-    storage::{
-        FlushBatch, LogBatch, LogRecord, LostReason, Recovered, RecoveredReplica, RowPage, RowQuery, StoreAnswer, StoreCommand, ViewState,
-    },
-    value::{Key, StoredRow},
+    storage::{LogBatch, LogRecord, LostReason, Recovered, RecoveredReplica},
 };
 
 /// What a server keeps over restarts.
@@ -32,36 +32,8 @@ pub(super) struct Disk(Arc<Mutex<Kept>>);
 struct Kept {
     owner: u64,
     records: Vec<LogRecord>,
-    views: BTreeMap<ReplicaId, View>,
+    rows: Medium,
     persists: usize,
-}
-
-#[derive(Default)]
-struct View {
-    rows: BTreeMap<Key, StoredRow>,
-    state: ViewState,
-}
-
-impl View {
-    fn flush(&mut self, batch: FlushBatch) {
-        if batch.applied <= self.state.applied {
-            return;
-        }
-        set(&mut self.rows, batch.rows);
-        set(&mut self.state.sessions, batch.sessions);
-        set(&mut self.state.idempotency, batch.idempotency);
-        self.state.session_floor = batch.session_floor;
-        self.state.applied = batch.applied;
-    }
-}
-
-fn set<K: Ord, V>(map: &mut BTreeMap<K, V>, changes: BTreeMap<K, Option<V>>) {
-    for (key, change) in changes {
-        match change {
-            Some(value) => map.insert(key, value),
-            None => map.remove(&key),
-        };
-    }
 }
 
 impl Disk {
@@ -78,20 +50,22 @@ impl Disk {
     pub(super) fn wipe(&self) {
         let mut kept = self.kept();
         kept.records.clear();
-        kept.views.clear();
+        kept.rows.lose();
     }
 
-    fn open(&self) -> (OwnerNumber, Recovered) {
+    fn open(&self, identity: Identity) -> (OwnerNumber, MemoryRows, Recovered) {
         let mut kept = self.kept();
         kept.owner += 1;
         let mut recovered = Recovered::default();
         for record in &kept.records {
             replay(record, &mut recovered);
         }
+        let owner = OwnerNumber(kept.owner);
+        let mut rows = MemoryRows::open(&kept.rows, identity, owner).expect("it is ours");
         for (id, replica) in &mut recovered.replicas {
-            replica.view = kept.views.get(id).map(|view| view.state.clone()).ok_or(LostReason::RowsMissing);
+            replica.view = rows.view(*id).expect("it is ours");
         }
-        (OwnerNumber(kept.owner), recovered)
+        (owner, rows, recovered)
     }
 }
 
@@ -129,7 +103,7 @@ fn replay(record: &LogRecord, recovered: &mut Recovered) {
     }
 }
 
-/// The log and the rows of a disk.
+/// The log of a disk.
 struct Opened(Disk);
 
 impl Log for Opened {
@@ -138,46 +112,6 @@ impl Log for Opened {
         kept.persists += 1;
         kept.records.extend(batches.iter().flatten().cloned());
         Ok(())
-    }
-}
-
-impl RowStore for Opened {
-    fn execute(&mut self, replica: ReplicaId, command: StoreCommand) -> Result<StoreAnswer, StoreError> {
-        let mut kept = self.0.kept();
-        let view = match command {
-            StoreCommand::Create => {
-                kept.views.insert(replica, View::default());
-                return Ok(StoreAnswer::Done);
-            }
-            StoreCommand::Destroy => {
-                kept.views.remove(&replica);
-                return Ok(StoreAnswer::Done);
-            }
-            _ => kept.views.get_mut(&replica),
-        };
-        let Some(view) = view else { return Ok(StoreAnswer::Lost(LostReason::RowsMissing)) };
-        Ok(match command {
-            StoreCommand::Flush(batch) => {
-                view.flush(*batch);
-                StoreAnswer::Flushed { durable: view.state.applied }
-            }
-            StoreCommand::Read(RowQuery::Range { range, limit, .. }) if range.low <= range.high => {
-                let mut rows: Vec<StoredRow> = view.rows.range(range.low..=range.high).map(|(_, row)| row.clone()).collect();
-                let more = rows.len() > limit as usize;
-                rows.truncate(limit as usize);
-                StoreAnswer::Rows(RowPage { rows, more })
-            }
-            StoreCommand::Read(RowQuery::Range { .. }) => StoreAnswer::Rows(RowPage::default()),
-            StoreCommand::Read(RowQuery::Keys(keys)) => {
-                StoreAnswer::Rows(RowPage { rows: keys.iter().filter_map(|key| view.rows.get(key).cloned()).collect(), more: false })
-            }
-            StoreCommand::Create | StoreCommand::Destroy | StoreCommand::CloseSnapshot(_) => StoreAnswer::Done,
-            // These tests write less than the log keeps, so that nobody needs a snapshot.
-            StoreCommand::OpenSnapshot(_)
-            | StoreCommand::ReadSnapshot { .. }
-            | StoreCommand::Stage { .. }
-            | StoreCommand::SwapStage { .. } => StoreAnswer::Unavailable,
-        })
     }
 }
 
@@ -258,15 +192,15 @@ impl<N: Network> Provisioner for InProcess<N> {
             None => {}
         }
         let disk = self.disk(server);
-        let (owner, recovered) = disk.open();
+        let (owner, rows, recovered) = disk.open(Identity { cluster: self.cluster, server });
         let parts = ServerParts {
             node: self.node.clone(),
             cluster: self.cluster,
             peer_address: "127.0.0.1:0".to_owned(),
             config: ServerConfig { server, owner, settings: ServerSettings::default(), planted: Planted::NONE },
             recovered,
-            log: Opened(disk.clone()),
-            rows: Opened(disk),
+            log: Opened(disk),
+            rows,
         };
         let node = ServerNode::start(parts).await.map_err(|error| error.to_string())?;
         let started = address(&node);

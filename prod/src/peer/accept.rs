@@ -94,6 +94,8 @@ where
             count(&shared.counters.refused, 1);
             if error.is_suspicious() {
                 tracing::warn!(%error, "peer connection refused");
+            } else if error.is_stranger() {
+                tracing::info!(%error, "peer connection refused");
             } else {
                 tracing::debug!(%error, "peer connection refused");
             }

@@ -76,6 +76,14 @@ impl HandshakeError {
             Self::Io(_) | Self::TooSlow | Self::Garbage => false,
         }
     }
+
+    /// Whether the other end never spoke as a peer does. One that dies midway does not count: it is heard of elsewhere.
+    pub(super) const fn is_stranger(&self) -> bool {
+        match self {
+            Self::TooSlow | Self::Garbage => true,
+            Self::Io(_) | Self::Version(_) | Self::Cluster | Self::Node | Self::Secret | Self::TooMany => false,
+        }
+    }
 }
 
 /// The side that connected. Afterwards the stream carries frames.

@@ -1,20 +1,33 @@
 //! The register in a redb file: for one balancer. Durable, atomic, and checked: version and map stand in one value with a checksum.
 
 use super::{Register, RegisterError};
-use redb::{Database, ReadableDatabase, TableDefinition};
-use std::{path::Path, sync::Arc};
+use crate::disk::{
+    Disk,
+    embedded::{Embedded, Fault, RedbFile, guarded},
+};
+use redb::{ReadableDatabase, ReadableTable, TableDefinition, backends::FileBackend};
+use std::{
+    fs::{self, File},
+    io,
+    path::Path,
+    sync::Arc,
+};
 use twinshard_core::{
     id::{ClusterId, MapVersion, ServerId},
     map::ClusterMap,
 };
 
 const TABLE: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("register");
+/// The name of its file on a disk of its own.
+const REGISTER_FILE: &str = "register";
+/// Its name while it is made.
+const NEW_FILE: &str = "register.new";
 /// The format of the value.
 const FORMAT: u32 = 1;
 
 /// A register in a file.
 pub struct RedbRegister {
-    database: Database,
+    database: Embedded,
 }
 
 impl std::fmt::Debug for RedbRegister {
@@ -23,12 +36,21 @@ impl std::fmt::Debug for RedbRegister {
     }
 }
 
-fn failed(error: impl Into<redb::Error>) -> RegisterError {
-    match error.into() {
-        redb::Error::DatabaseAlreadyOpen => RegisterError::Failed("another process has it open".to_owned()),
-        redb::Error::Corrupted(reason) => RegisterError::Damaged(reason),
-        other => RegisterError::Failed(other.to_string()),
+impl From<Fault> for RegisterError {
+    fn from(fault: Fault) -> Self {
+        match fault {
+            Fault::Io(reason) => Self::Failed(reason),
+            Fault::Damaged(reason) => Self::Damaged(reason),
+        }
     }
+}
+
+fn failed(error: impl Into<Fault>) -> RegisterError {
+    error.into().into()
+}
+
+fn refused(error: io::Error) -> RegisterError {
+    RegisterError::Failed(error.to_string())
 }
 
 impl RedbRegister {
@@ -37,27 +59,65 @@ impl RedbRegister {
     /// # Errors
     /// If it cannot be opened, is damaged, or is another cluster's.
     pub fn open(path: &Path, cluster: ClusterId) -> Result<Self, RegisterError> {
-        let database = Database::create(path).map_err(failed)?;
-        let mut register = Self { database };
-        let transaction = register.database.begin_write().map_err(failed)?;
-        let is_new = {
-            let table = transaction.open_table(TABLE).map_err(failed)?;
-            table.get("map").map_err(failed)?.is_none()
-        };
-        if is_new {
-            let map = ClusterMap { cluster, ..ClusterMap::default() };
-            put(&transaction, MapVersion(0), &map)?;
+        Self::open_file(path, &ClusterMap { cluster, ..ClusterMap::default() })
+    }
+
+    /// Opens the register, or makes one that holds `initial`.
+    pub(crate) fn open_file(path: &Path, initial: &ClusterMap) -> Result<Self, RegisterError> {
+        if !path.try_exists().map_err(refused)? {
+            let new = path.with_extension("new");
+            make(locked(File::options().create(true).truncate(false).read(true).write(true).open(&new))?, initial)?;
+            fs::rename(&new, path).map_err(refused)?;
+            let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            File::open(dir).and_then(|dir| dir.sync_all()).map_err(refused)?;
         }
-        transaction.commit().map_err(failed)?;
+        Self::with(locked(File::options().read(true).write(true).open(path))?, initial)
+    }
+
+    /// Opens the register on a disk, or makes one that holds `initial`.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_on(disk: &dyn Disk, initial: &ClusterMap) -> Result<Self, RegisterError> {
+        if !disk.exists(REGISTER_FILE).map_err(refused)? {
+            make(RedbFile(disk.open(NEW_FILE).map_err(refused)?), initial)?;
+            disk.rename(NEW_FILE, REGISTER_FILE).map_err(refused)?;
+        }
+        Self::with(RedbFile(disk.open(REGISTER_FILE).map_err(refused)?), initial)
+    }
+
+    fn with(backend: impl redb::StorageBackend, initial: &ClusterMap) -> Result<Self, RegisterError> {
+        let mut register = existing(backend)?;
         let (_, map) = register.read()?;
-        if map.cluster != cluster {
-            return Err(RegisterError::Failed(format!("it belongs to the cluster {}, not to {cluster}", map.cluster)));
+        if map.cluster != initial.cluster {
+            return Err(RegisterError::Failed(format!("it belongs to the cluster {}, not to {}", map.cluster, initial.cluster)));
         }
         Ok(register)
     }
 }
 
-use redb::ReadableTable;
+fn locked(file: io::Result<File>) -> Result<FileBackend, RegisterError> {
+    FileBackend::new(file.map_err(refused)?).map_err(failed)
+}
+
+/// Opens a register that was made before: what is not in it now was lost, and is not made anew.
+fn existing(backend: impl redb::StorageBackend) -> Result<RedbRegister, RegisterError> {
+    if backend.len().map_err(failed)? == 0 {
+        return Err(RegisterError::Damaged("the file is empty".to_owned()));
+    }
+    Ok(RedbRegister { database: Embedded::open(backend)? })
+}
+
+/// Makes a register, aside: under its own name it is there whole or not at all, or a damaged one would be taken for a new one.
+fn make(backend: impl redb::StorageBackend, initial: &ClusterMap) -> Result<(), RegisterError> {
+    backend.set_len(0).map_err(failed)?;
+    let database = Embedded::open(backend)?;
+    guarded(|| {
+        let transaction = database.begin_write().map_err(failed)?;
+        put(&transaction, MapVersion(0), initial)?;
+        transaction.commit().map_err(failed)
+    })
+}
 
 fn put(transaction: &redb::WriteTransaction, version: MapVersion, map: &ClusterMap) -> Result<(), RegisterError> {
     let mut value = postcard::to_extend(&(FORMAT, version, map), vec![0; 4]).map_err(|error| RegisterError::Failed(error.to_string()))?;
@@ -84,21 +144,25 @@ fn get(table: &impl ReadableTable<&'static str, &'static [u8]>) -> Result<(MapVe
 
 impl Register for RedbRegister {
     fn read(&mut self) -> Result<(MapVersion, Arc<ClusterMap>), RegisterError> {
-        let transaction = self.database.begin_read().map_err(failed)?;
-        let (version, map) = get(&transaction.open_table(TABLE).map_err(failed)?)?;
-        Ok((version, Arc::new(map)))
+        guarded(|| {
+            let transaction = self.database.begin_read().map_err(failed)?;
+            let (version, map) = get(&transaction.open_table(TABLE).map_err(failed)?)?;
+            Ok((version, Arc::new(map)))
+        })
     }
 
     fn compare_and_set(&mut self, expected: MapVersion, map: &ClusterMap) -> Result<bool, RegisterError> {
-        let transaction = self.database.begin_write().map_err(failed)?;
-        let (version, _) = get(&transaction.open_table(TABLE).map_err(failed)?)?;
-        if version != expected {
-            return Ok(false);
-        }
-        put(&transaction, expected.next(), map)?;
-        // redb's commit is durable when it returns.
-        transaction.commit().map_err(failed)?;
-        Ok(true)
+        guarded(|| {
+            let transaction = self.database.begin_write().map_err(failed)?;
+            let (version, _) = get(&transaction.open_table(TABLE).map_err(failed)?)?;
+            if version != expected {
+                return Ok(false);
+            }
+            put(&transaction, expected.next(), map)?;
+            // redb's commit is durable when it returns.
+            transaction.commit().map_err(failed)?;
+            Ok(true)
+        })
     }
 }
 
@@ -107,8 +171,21 @@ impl Register for RedbRegister {
 /// # Errors
 /// If the register cannot be read.
 pub fn servers(path: &Path) -> Result<Vec<(ServerId, Box<str>)>, RegisterError> {
-    let database = Database::open(path).map_err(failed)?;
-    let mut register = RedbRegister { database };
+    let mut register = existing(locked(File::options().read(true).write(true).open(path))?)?;
     let (_, map) = register.read()?;
     Ok(map.servers.iter().map(|(id, record)| (*id, record.name.clone())).collect())
+}
+
+/// Damages the map that is kept, for the suite.
+#[cfg(test)]
+pub(crate) fn damage(backend: impl redb::StorageBackend) {
+    let database = Embedded::open(backend).expect("a database");
+    let transaction = database.begin_write().expect("ours");
+    {
+        let mut table = transaction.open_table(TABLE).expect("a table");
+        let mut value = table.get("map").expect("reads").expect("it is there").value().to_vec();
+        *value.last_mut().expect("not empty") ^= 1;
+        table.insert("map", value.as_slice()).expect("written");
+    }
+    transaction.commit().expect("written");
 }

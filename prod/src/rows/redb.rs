@@ -1,20 +1,19 @@
 //! The row store in one redb file: a key of every table begins with the replica. redb verifies its own checksums only in repair, so every
 //! value carries one that is checked whenever it is read; a bad one makes its replica lost and is never served.
 
-use super::{RowStore, StoreError};
+use super::{RecoverRows, RowStore, StoreError};
 use crate::{
-    disk::{Disk, RedbFile},
+    disk::{
+        Disk,
+        embedded::{Embedded, Fault, RedbFile, guarded},
+    },
     log::file::Identity,
 };
-use redb::{Database, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
+use redb::{ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
 use serde::{Serialize, de::DeserializeOwned};
-use std::{
-    collections::BTreeMap,
-    panic::{AssertUnwindSafe, catch_unwind},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, sync::Arc};
 use twinshard_core::{
-    id::{OwnerNumber, Position, ReplicaId, SessionId, SnapshotId, StageId},
+    id::{ClusterId, OwnerNumber, Position, ReplicaId, ServerId, SessionId, SnapshotId, StageId},
     storage::{
         FlushBatch, IdempotencyState, LostReason, RowPage, RowQuery, SessionState, SnapshotChunk, SnapshotCursor, StoreAnswer,
         StoreCommand, ViewState,
@@ -68,26 +67,20 @@ enum Trouble {
     Lost(LostReason),
     /// The store is no longer ours.
     TakenOver,
-    /// The file system failed.
-    Io(String),
-    /// redb says that the file is damaged.
-    Damaged(String),
+    /// The file failed as a whole.
+    File(Fault),
 }
 
-impl<E: Into<redb::Error>> From<E> for Trouble {
-    fn from(error: E) -> Self {
-        match error.into() {
-            redb::Error::Io(error) => Self::Io(error.to_string()),
-            redb::Error::Corrupted(words) => Self::Damaged(words),
-            other => Self::Damaged(other.to_string()),
-        }
+impl<E: Into<Fault>> From<E> for Trouble {
+    fn from(fault: E) -> Self {
+        Self::File(fault.into())
     }
 }
 
 /// A row store in a redb file.
 pub struct RedbRows {
     disk: Arc<dyn Disk>,
-    database: Database,
+    database: Embedded,
     owner: OwnerNumber,
     snapshots: BTreeMap<(ReplicaId, SnapshotId), ReadTransaction>,
 }
@@ -113,7 +106,7 @@ impl RedbRows {
             disk.rename(DAMAGED_MARK, "rows.was-damaged").map_err(failed)?;
         }
         let opened = match Self::try_open(&disk, identity, owner) {
-            Err(Trouble::Damaged(reason)) => {
+            Err(Trouble::File(Fault::Damaged(reason))) => {
                 tracing::error!(reason, "the row store is damaged; it is kept as {DAMAGED_FILE} and its replicas are refilled");
                 disk.rename(ROWS_FILE, DAMAGED_FILE).map_err(failed)?;
                 Self::try_open(&disk, identity, owner)
@@ -122,82 +115,26 @@ impl RedbRows {
         };
         opened.map_err(|trouble| match trouble {
             Trouble::TakenOver => StoreError::TakenOver,
-            Trouble::Lost(_) => StoreError::Failed("the store belongs to another cluster or server, or has another format".to_owned()),
-            Trouble::Io(reason) | Trouble::Damaged(reason) => StoreError::Failed(reason),
+            Trouble::Lost(_) => StoreError::Failed("it belongs to another cluster or server".to_owned()),
+            Trouble::File(Fault::Io(reason) | Fault::Damaged(reason)) => StoreError::Failed(reason),
         })
     }
 
     fn try_open(disk: &Arc<dyn Disk>, identity: Identity, owner: OwnerNumber) -> Result<Self, Trouble> {
-        let file = disk.open(ROWS_FILE).map_err(|error| Trouble::Io(error.to_string()))?;
-        // redb may panic on pages that it does not expect.
-        let database = catch_unwind(AssertUnwindSafe(|| Database::builder().create_with_backend(RedbFile(file))))
-            .map_err(|_| Trouble::Damaged("it does not open".to_owned()))??;
-        let transaction = database.begin_write()?;
-        {
-            let mut store = transaction.open_table(STORE)?;
-            let ours = encode(&[], &(FORMAT, identity.cluster, identity.server));
-            let found = store.get("identity")?.map(|value| value.value().to_vec());
-            match found {
-                Some(found) if found != ours => return Err(Trouble::Lost(LostReason::Foreign)),
-                Some(_) => {}
-                None => {
-                    store.insert("identity", ours.as_slice())?;
-                }
-            }
-            store.insert("owner", owner.0.to_le_bytes().as_slice())?;
-            for tables in [VIEW, STAGE] {
-                transaction.open_table(tables.rows)?;
-                transaction.open_table(tables.sessions)?;
-                transaction.open_table(tables.keys)?;
-                transaction.open_table(tables.meta)?;
-            }
-        }
-        transaction.commit()?;
+        let file = disk.open(ROWS_FILE).map_err(|error| Fault::Io(error.to_string()))?;
+        let database = Embedded::open(RedbFile(file))?;
+        guarded(|| take_over(&database, identity, owner))?;
         Ok(Self { disk: Arc::clone(disk), database, owner, snapshots: BTreeMap::new() })
-    }
-
-    /// The replicas that have a view.
-    ///
-    /// # Errors
-    /// If the store cannot be read.
-    pub fn replicas(&mut self) -> Result<Vec<ReplicaId>, StoreError> {
-        let list = |rows: &mut Self| {
-            let read = rows.database.begin_read()?;
-            let meta = read.open_table(VIEW.meta)?;
-            let mut ids = Vec::new();
-            for entry in meta.iter()? {
-                ids.push(ReplicaId(entry?.0.value()));
-            }
-            Ok(ids)
-        };
-        self.guarded(list)?.map_err(|reason| StoreError::Failed(format!("{reason:?}")))
-    }
-
-    /// The part of a view that the machine keeps in memory.
-    ///
-    /// # Errors
-    /// If the store cannot be read at all; what is wrong with the replica is the inner error.
-    pub fn view(&mut self, replica: ReplicaId) -> Result<Result<ViewState, LostReason>, StoreError> {
-        self.guarded(|rows| view_state(&rows.database.begin_read()?, replica))
-    }
-
-    /// Makes the swap of a stage good that a durable `Reset` record demands.
-    ///
-    /// # Errors
-    /// If the store cannot be written at all; what is wrong with the replica is the inner error.
-    pub fn complete_reset(&mut self, replica: ReplicaId, stage: StageId, base: Position) -> Result<Result<(), LostReason>, StoreError> {
-        self.guarded(|rows| rows.swap(replica, stage, base).map(|_| ()))
     }
 
     /// Runs `work`; damage of the file stops the process, and is remembered for the next opening.
     fn guarded<T>(&mut self, work: impl FnOnce(&mut Self) -> Result<T, Trouble>) -> Result<Result<T, LostReason>, StoreError> {
-        let result = catch_unwind(AssertUnwindSafe(|| work(self))).unwrap_or_else(|_| Err(Trouble::Damaged("it does not read".to_owned())));
-        match result {
+        match guarded(|| work(self)) {
             Ok(value) => Ok(Ok(value)),
             Err(Trouble::Lost(reason)) => Ok(Err(reason)),
             Err(Trouble::TakenOver) => Err(StoreError::TakenOver),
-            Err(Trouble::Io(reason)) => Err(StoreError::Failed(reason)),
-            Err(Trouble::Damaged(reason)) => {
+            Err(Trouble::File(Fault::Io(reason))) => Err(StoreError::Failed(reason)),
+            Err(Trouble::File(Fault::Damaged(reason))) => {
                 let marked = self.disk.open(DAMAGED_MARK).and_then(|mark| mark.sync());
                 let marked = marked.map_or_else(|error| format!("; and it could not be marked: {error}"), |()| String::new());
                 Err(StoreError::Failed(format!("the row store is damaged: {reason}; started again it is refilled from the others{marked}")))
@@ -342,9 +279,66 @@ impl RedbRows {
     }
 }
 
+/// Makes the tables, checks whose they are, and notes the owner.
+fn take_over(database: &Embedded, identity: Identity, owner: OwnerNumber) -> Result<(), Trouble> {
+    let transaction = database.begin_write()?;
+    {
+        let mut store = transaction.open_table(STORE)?;
+        let ours = (identity.cluster, identity.server);
+        let found = store.get("identity")?.map(|value| value.value().to_vec());
+        match found {
+            Some(found) => {
+                let unreadable = |_| Fault::Damaged("it does not say whose it is".to_owned());
+                let (format, found): (u32, (ClusterId, ServerId)) = decode(&[], &found).map_err(unreadable)?;
+                if format != FORMAT {
+                    return Err(Fault::Io(format!("it has format {format}, this program reads {FORMAT}")).into());
+                }
+                if found != ours {
+                    return Err(Trouble::Lost(LostReason::Foreign));
+                }
+            }
+            None => {
+                store.insert("identity", encode(&[], &(FORMAT, ours)).as_slice())?;
+            }
+        }
+        store.insert("owner", owner.0.to_le_bytes().as_slice())?;
+        for tables in [VIEW, STAGE] {
+            transaction.open_table(tables.rows)?;
+            transaction.open_table(tables.sessions)?;
+            transaction.open_table(tables.keys)?;
+            transaction.open_table(tables.meta)?;
+        }
+    }
+    transaction.commit()?;
+    Ok(())
+}
+
 impl RowStore for RedbRows {
     fn execute(&mut self, replica: ReplicaId, command: StoreCommand) -> Result<StoreAnswer, StoreError> {
         Ok(self.guarded(|rows| rows.work(replica, command))?.unwrap_or_else(StoreAnswer::Lost))
+    }
+}
+
+impl RecoverRows for RedbRows {
+    fn replicas(&mut self) -> Result<Vec<ReplicaId>, StoreError> {
+        let list = |rows: &mut Self| {
+            let read = rows.database.begin_read()?;
+            let meta = read.open_table(VIEW.meta)?;
+            let mut ids = Vec::new();
+            for entry in meta.iter()? {
+                ids.push(ReplicaId(entry?.0.value()));
+            }
+            Ok(ids)
+        };
+        self.guarded(list)?.map_err(|reason| StoreError::Failed(format!("{reason:?}")))
+    }
+
+    fn view(&mut self, replica: ReplicaId) -> Result<Result<ViewState, LostReason>, StoreError> {
+        self.guarded(|rows| view_state(&rows.database.begin_read()?, replica))
+    }
+
+    fn complete_reset(&mut self, replica: ReplicaId, stage: StageId, base: Position) -> Result<Result<(), LostReason>, StoreError> {
+        self.guarded(|rows| rows.swap(replica, stage, base).map(|_| ()))
     }
 }
 
@@ -526,4 +520,49 @@ fn chunk(read: &ReadTransaction, replica: ReplicaId, cursor: Option<SnapshotCurs
         chunk.rows.push(row);
     }
     Ok(chunk)
+}
+
+/// Damages what is kept of a replica, for the suite.
+#[cfg(test)]
+pub(crate) fn damage(disk: &dyn Disk, replica: ReplicaId, part: crate::conformance::rows::Part) {
+    use crate::conformance::rows::Part;
+    let database = Embedded::open(RedbFile(disk.open(ROWS_FILE).expect("opens"))).expect("a database");
+    let transaction = database.begin_write().expect("ours");
+    {
+        let mut rows = transaction.open_table(VIEW.rows).expect("a table");
+        let mut sessions = transaction.open_table(VIEW.sessions).expect("a table");
+        let mut keys = transaction.open_table(VIEW.keys).expect("a table");
+        let mut meta = transaction.open_table(VIEW.meta).expect("a table");
+        let id = replica.0;
+        let flipped = |value: Option<redb::AccessGuard<'_, &[u8]>>| {
+            let mut bytes = value.expect("it is there").value().to_vec();
+            *bytes.last_mut().expect("not empty") ^= 0x10;
+            bytes
+        };
+        match part {
+            Part::Row(key) => {
+                let bytes = flipped(rows.get((id, key.0)).expect("reads"));
+                rows.insert((id, key.0), bytes.as_slice()).expect("written");
+            }
+            Part::Swapped(one, other) => {
+                let bytes = |key: Key| rows.get((id, key.0)).expect("reads").expect("it is there").value().to_vec();
+                let values = (bytes(one), bytes(other));
+                rows.insert((id, one.0), values.1.as_slice()).expect("written");
+                rows.insert((id, other.0), values.0.as_slice()).expect("written");
+            }
+            Part::Session(session) => {
+                let bytes = flipped(sessions.get((id, session.0)).expect("reads"));
+                sessions.insert((id, session.0), bytes.as_slice()).expect("written");
+            }
+            Part::Idempotency(key) => {
+                let bytes = flipped(keys.get((id, key)).expect("reads"));
+                keys.insert((id, key), bytes.as_slice()).expect("written");
+            }
+            Part::Applied => {
+                let bytes = flipped(meta.get(id).expect("reads"));
+                meta.insert(id, bytes.as_slice()).expect("written");
+            }
+        }
+    }
+    transaction.commit().expect("written");
 }

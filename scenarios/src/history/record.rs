@@ -125,6 +125,11 @@ impl Recorder {
         }
     }
 
+    /// The client got this session token: from now on its session reads have to see as much.
+    pub fn saw_token(&mut self, client: u32, token: &BTreeMap<ShardId, LogIndex>) {
+        token.iter().for_each(|(shard, index)| self.saw(client, *shard, *index));
+    }
+
     fn saw(&mut self, client: u32, shard: ShardId, index: LogIndex) {
         let seen = self.sessions.entry(client).or_default().entry(shard).or_default();
         *seen = index.max(*seen);

@@ -108,6 +108,7 @@ fn run(lost: bool) -> RunResult {
         (at(1_541), Note::Activated { shard, config: config(2, 2, &[1, 2, 3]) }),
         (at(4_020), Note::Respawning { server }),
         (at(4_300), Note::Started { server }),
+        (at(4_350), Note::Restarted { server }),
     ];
     RunResult {
         scenario: Scenario::parse("primary-crash.toml", SCENARIO).expect("a good scenario"),

@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use twinshard_core::{
     command::{Command, Idempotency, Operation, Verdict},
     effect::{BalancerInput, ServerInput},
-    id::{LogIndex, ServerId, ShardId, Token},
+    id::{LogIndex, Position, ServerId, ShardId, Token},
     map::ClusterMap,
     request::{Applied, Consistency, Reply, Request, RequestError, Rows, ServerReply, ServerRequest, Written},
     time::{Duration, Instant},
@@ -69,6 +69,8 @@ pub(super) struct Clients {
     /// By shard: the highest index that any client was told of by a write or a linearizable read.
     observed: BTreeMap<ShardId, LogIndex>,
     recorder: Recorder,
+    /// The cluster was torn down, and with it what the history tells of.
+    history_ended: bool,
     pub(super) closed: Option<ClosedLoop>,
     /// By client: how many operations of a closed loop it has begun.
     begun: BTreeMap<u32, u64>,
@@ -94,6 +96,7 @@ impl Clients {
             operations,
             observed: BTreeMap::new(),
             recorder: Recorder::default(),
+            history_ended: false,
             closed: None,
             begun: BTreeMap::new(),
             told: BTreeMap::new(),
@@ -113,6 +116,26 @@ impl Clients {
             self.recorder.learn(map);
             self.shards.extend(map.shards.iter().map(|(id, shard)| (*id, (shard.name.clone(), shard.range()))));
         }
+    }
+
+    /// The cluster was torn down: what clients see from here on is of none, or of another, which owes nothing to this one. What is under
+    /// way has no known end.
+    pub(super) fn end_history(&mut self) {
+        self.history_ended = true;
+        self.operations.iter_mut().for_each(|running| running.record = None);
+    }
+
+    /// Takes up an operation in the history, or that it comes again.
+    fn record(&mut self, place: usize, now: Instant, request: &Request) -> Result<(), String> {
+        if self.history_ended {
+            return Ok(());
+        }
+        let running = &mut self.operations[place];
+        match running.record {
+            None => running.record = Some(self.recorder.begin(running.planned.client, now.0, request.clone())),
+            Some(record) => self.recorder.retry(record).map_err(|error| error.to_string())?,
+        }
+        Ok(())
     }
 
     pub(super) fn into_history(self) -> History {
@@ -141,8 +164,9 @@ impl Clients {
         (running.finished, running.succeeded)
     }
 
-    fn shard_at(&self, key: Key) -> Option<ShardId> {
-        self.shards.iter().find(|(_, (_, range))| range.contains(key)).map(|(id, _)| *id)
+    /// The shards that have that key, the newest first: those of a cluster that was torn down had it, too.
+    fn shards_at(&self, key: Key) -> impl Iterator<Item = ShardId> {
+        self.shards.iter().rev().filter(move |(_, (_, range))| range.contains(key)).map(|(id, _)| *id)
     }
 }
 
@@ -280,13 +304,8 @@ impl World {
         let running = &mut self.clients.operations[place];
         running.asked = Some(Asked { balancer, incarnation, deadline, floor });
         running.request = Some(request.clone());
-        match running.record {
-            None => running.record = Some(self.clients.recorder.begin(planned.client, self.now.0, request.clone())),
-            Some(record) => {
-                if let Err(error) = self.clients.recorder.retry(record) {
-                    self.checks.fail("history", || error.to_string());
-                }
-            }
+        if let Err(text) = self.clients.record(place, self.now, &request) {
+            self.checks.fail("history", || text);
         }
         let from = Place::Clients;
         if self.is_cut(from, Place::Balancer(balancer)) {
@@ -321,18 +340,10 @@ impl World {
         let request = ServerRequest::Write { shard: shard.into(), operations: operations.to_vec(), idempotency: idempotency(planned) };
         // To the history it is a write like any other.
         let recorded = Request::Write { operations: operations.to_vec(), on_conflict: None, idempotency: idempotency(planned) };
-        match self.clients.operations[place].record {
-            None => {
-                let record = self.clients.recorder.begin(planned.client, self.now.0, recorded.clone());
-                self.clients.operations[place].record = Some(record);
-                self.clients.operations[place].request = Some(recorded);
-            }
-            Some(record) => {
-                if let Err(error) = self.clients.recorder.retry(record) {
-                    self.checks.fail("history", || error.to_string());
-                }
-            }
+        if let Err(text) = self.clients.record(place, self.now, &recorded) {
+            self.checks.fail("history", || text);
         }
+        self.clients.operations[place].request = Some(recorded);
         self.after(Duration(planned.timeout.0 + GRACE.0), Event::ClientGivesUp { operation: place, attempt });
         self.step_server(server, ServerInput::Request { token: token(place, attempt), request, deadline: local });
     }
@@ -340,8 +351,8 @@ impl World {
     /// A server answers a client of its own.
     pub(super) fn server_replied(&mut self, token: Token, reply: ServerReply) {
         let (place, attempt) = of_token(token);
-        let shard = self.clients.operations.get(place).and_then(|running| match &running.planned.action {
-            Action::WriteAtServer { operations, .. } => self.clients.shard_at(operations.first()?.key()),
+        let key = self.clients.operations.get(place).and_then(|running| match &running.planned.action {
+            Action::WriteAtServer { operations, .. } => operations.first().map(Operation::key),
             Action::Write { .. }
             | Action::Read { .. }
             | Action::ReadServer { .. }
@@ -352,7 +363,7 @@ impl World {
             | Action::Raw(_) => None,
         });
         let reply = match reply {
-            ServerReply::Written { outcome, .. } => match (outcome.verdict, shard) {
+            ServerReply::Written { outcome, .. } => match (outcome.verdict, key.and_then(|key| self.shard_of(key, outcome.position))) {
                 (Verdict::Applied { written_count, skipped_count }, Some(shard)) => Reply::Written(Written {
                     written_count: u64::from(written_count),
                     skipped_count: u64::from(skipped_count),
@@ -553,7 +564,7 @@ impl World {
         };
         let mut parts: BTreeMap<ShardId, Vec<&Operation>> = BTreeMap::new();
         for operation in &operations {
-            match self.clients.shard_at(operation.key()) {
+            match self.clients.shards_at(operation.key()).find(|shard| written.seen.contains_key(shard)) {
                 Some(shard) => parts.entry(shard).or_default().push(operation),
                 None => return self.checks.fail("reply", || format!("{planned} is acknowledged, no shard has {}", operation.key())),
             }
@@ -620,8 +631,10 @@ impl World {
                 continue;
             }
             let (Some(index), Some(known)) = (rows.seen.get(&shard), self.checks.shard(shard)) else {
-                // A shard that was added after the read began need not be in it.
-                if self.checks.shard(shard).is_some_and(|known| known.acked.0 > 0 && asked.floor.contains_key(&shard)) {
+                // A shard that was added after the read began need not be in it, nor one that is gone.
+                if self.register.map.shards.contains_key(&shard)
+                    && self.checks.shard(shard).is_some_and(|known| known.acked.0 > 0 && asked.floor.contains_key(&shard))
+                {
                     return self.checks.fail("I6", || format!("{planned} left {shard} out: {rows:?}"));
                 }
                 continue;
@@ -637,6 +650,12 @@ impl World {
         if *consistency == Consistency::Linearizable {
             rows.seen.iter().for_each(|(shard, index)| self.told(*shard, *index));
         }
+    }
+
+    /// The shard with that key in which a command stands at that position; where none is known, the newest.
+    fn shard_of(&self, key: Key, position: Position) -> Option<ShardId> {
+        let has = |shard: &ShardId| self.checks.shard(*shard).is_some_and(|known| known.model.has(position));
+        self.clients.shards_at(key).find(has).or_else(|| self.clients.shards_at(key).next())
     }
 
     fn told(&mut self, shard: ShardId, index: LogIndex) {

@@ -105,6 +105,8 @@ pub struct Checks {
     replicas: BTreeMap<ReplicaId, ReplicaKnown>,
     /// The durable logs of replicas that are gone, as they were when they went: what was acknowledged with them was durable then.
     graves: BTreeMap<ReplicaId, ReplicaLog>,
+    /// Positions that a durable log no longer has, each with the highest promise under which it was dropped.
+    dropped: BTreeMap<ReplicaId, BTreeMap<Position, Epoch>>,
     configs: BTreeMap<Epoch, Known>,
     leaders: BTreeMap<Epoch, ReplicaId>,
     executes: BTreeMap<(NodeId, Tag), Asked>,
@@ -127,6 +129,7 @@ impl Checks {
             shards: BTreeMap::new(),
             replicas: BTreeMap::new(),
             graves: BTreeMap::new(),
+            dropped: BTreeMap::new(),
             configs: BTreeMap::new(),
             leaders: BTreeMap::new(),
             executes: BTreeMap::new(),
@@ -335,10 +338,37 @@ impl Checks {
 
     /// A record becomes durable; the disk is as before it.
     pub(super) fn on_durable(&mut self, before: &LogState, record: &LogRecord) {
-        if let LogRecord::Remove { replica } = record
-            && let Some(log) = before.replicas.get(replica)
-        {
-            self.graves.insert(*replica, log.clone());
+        let log = |replica: &ReplicaId| before.replicas.get(replica);
+        match record {
+            LogRecord::Remove { replica } => {
+                if let Some(log) = log(replica) {
+                    self.graves.insert(*replica, log.clone());
+                }
+            }
+            LogRecord::Truncate { replica, after } => {
+                if let Some(log) = log(replica) {
+                    self.on_dropped(*replica, log, *after);
+                }
+            }
+            LogRecord::Reset { replica, .. } => {
+                if let Some(log) = log(replica) {
+                    self.on_dropped(*replica, log, LogIndex(0));
+                }
+            }
+            LogRecord::Create { .. }
+            | LogRecord::Append { .. }
+            | LogRecord::Promise { .. }
+            | LogRecord::Commit { .. }
+            | LogRecord::Compact { .. }
+            | LogRecord::Map { .. } => {}
+        }
+    }
+
+    fn on_dropped(&mut self, replica: ReplicaId, log: &ReplicaLog, after: LogIndex) {
+        let dropped = self.dropped.entry(replica).or_default();
+        for entry in log.entries.iter().rev().take_while(|entry| entry.position.index > after) {
+            let promised = dropped.entry(entry.position).or_default();
+            *promised = log.promised.max(*promised);
         }
     }
 
@@ -617,8 +647,9 @@ impl Checks {
     /// R3: a promise is told when it is durable, with a log end that is durable too.
     fn on_promised(&mut self, servers: &Servers, server: ServerId, replica: ReplicaId, epoch: Epoch, last: Position) {
         let Some(log) = servers.get(&server).and_then(|node| node.log.durable.replicas.get(&replica)) else { return };
-        // What it took of that epoch since may have replaced the end that it speaks of.
-        if log.promised < epoch || !(log.holds(last) || log.last().epoch >= epoch) {
+        // What it took since, in that epoch or a later one, may have replaced the end that it speaks of.
+        let dropped = self.dropped.get(&replica).and_then(|dropped| dropped.get(&last)).is_some_and(|promised| *promised >= epoch);
+        if log.promised < epoch || !(log.holds(last) || dropped) {
             let (promised, end) = (log.promised, log.last());
             self.fail("R3", || format!("{replica} says it promised {epoch} at {last}; durable are {promised} and {end}"));
         }

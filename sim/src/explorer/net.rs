@@ -2,7 +2,7 @@
 //! was said on this link before; the windows that are open when it is sent decide what may happen. Never looks into the future.
 
 use crate::{
-    faults::{Fault, Place, Way, is_in_group},
+    faults::{Fault, Place, is_cut, is_in_group},
     keyed::{Draw, Keyed, Purpose, fold},
 };
 use twinshard_core::{
@@ -184,28 +184,10 @@ fn worsen(fate: &mut Fate, fault: &Fault, from: Place, to: Place, draw: Draw) {
     }
 }
 
-/// Whether a message from `from` to `to` falls to this cut.
-#[must_use]
-pub fn is_cut(a: Place, b: Place, way: Way, from: Place, to: Place) -> bool {
-    let (forth, back) = (matches(a, b, from, to), matches(a, b, to, from));
-    match way {
-        Way::Both => forth || back,
-        Way::Forth => forth,
-        Way::Back => back,
-    }
-}
-
-/// Whether a message from `from` to `to` goes from `a` to `b`, where `Others` is whoever is not the other end.
-fn matches(a: Place, b: Place, from: Place, to: Place) -> bool {
-    let side = |end: Place, other: Place, place: Place| {
-        if end == Place::Others { place != other && place != Place::Clients } else { place == end }
-    };
-    side(a, b, from) && side(b, a, to)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::faults::Way;
     use twinshard_core::id::ServerId;
 
     const A: Place = Place::Server(ServerId(1));

@@ -66,3 +66,14 @@ fn templates_have_one_pair_of_brackets_at_the_end() {
         assert!(!is_template(other), "{other}");
     }
 }
+
+#[test]
+fn server_names_a_shard_once() {
+    let server = |name: &str, shards: &[&str]| NewServer { name: name.into(), shards: shards.iter().map(|&shard| shard.into()).collect() };
+    let (schema, shards) = (schema(), [NewShard { name: "sh1".into(), low: 0, size: 10 }]);
+    let servers = [server("Server0", &["sh1", "sh1"])];
+    let request = Init { server_count: None, schema: &schema, shards: &shards, servers: Some(&servers), on_conflict: None, by_name: false };
+    assert!(matches!(init(&ClusterMap::default(), &request), Err(RequestError::Invalid(_))));
+    assert!(matches!(add(&cluster(None), 1, &[], &[server("Server9", &["sh1", "sh1"])], true), Err(RequestError::Invalid(_))));
+    assert!(add(&cluster(None), 1, &[], &[server("Server9", &["sh1"])], true).is_ok());
+}

@@ -255,7 +255,13 @@ impl Router {
         if cause == Cause::Due {
             leg.attempt = leg.attempt.saturating_add(1);
         }
-        let (replica, range, limit, freshness) = (target.replica, read.range, read.limit, Freshness::Any);
+        // At first as new as any read, so that what was acknowledged is seen; a replica that cannot give that gives what it has.
+        let serving = self.routes.as_ref().and_then(|routes| routes.serving(read.shard()));
+        let freshness = match serving {
+            Some(serving) if leg.attempt == 0 => Freshness::Linearizable(serving.epoch),
+            Some(_) | None => Freshness::Any,
+        };
+        let (replica, range, limit) = (target.replica, read.range, read.limit);
         self.send((token, 0), leg, target.server, |tag| ToServer::Read(Read { tag, replica, range, limit, freshness }), out);
         self.come_again((token, 0), leg, READ_AGAIN_AFTER, READ_AGAIN_MAX);
     }

@@ -116,6 +116,39 @@ fn a_new_primary_takes_the_sources_snapshot_and_its_log() {
 }
 
 #[test]
+fn a_gap_told_late_does_not_take_the_staged_snapshot_away() {
+    let mut world = small(4).formed(3);
+    world.write_all(1, 1, 0..40);
+    world.crash(1);
+    [2, 3].into_iter().for_each(|id| world.seal(id, 2));
+    world.run(10);
+    let last = world.promise(2, 2).unwrap();
+    // The snapshot is staged whole; what follows it does not come.
+    world.lose("log-part");
+    world.install(&config(2, 4, &[2, 3, 4], 2), 2, last);
+    world.run(1_000);
+    let begun = |world: &World| {
+        world.heard.iter().filter(|message| matches!(message.body, ReplicaBody::FetchSnapshot { snapshot: None, .. })).count()
+    };
+    let before = begun(&world);
+    assert!(before > 0);
+    let base = world.view(2).log().base();
+    world.say(2, 4, 2, ReplicaBody::LogGap { hint: base, base });
+    world.run(10);
+    assert_eq!(begun(&world), before, "the answer to what was asked before the snapshot");
+    // The source has dropped what follows the snapshot: that one is of no use any more, and what comes late of it is not adopted.
+    world.say(2, 4, 2, ReplicaBody::LogGap { hint: last, base: last });
+    world.run(10);
+    assert!(begun(&world) > before);
+    world.heal();
+    world.run(3_000);
+    assert_eq!(world.view(4).lost(), None);
+    world.activate(4, 2);
+    world.run(100);
+    assert_eq!(world.read_now(4, 2).len(), 40);
+}
+
+#[test]
 fn pieces_lost_on_the_way_are_asked_for_again() {
     let mut world = small(4).formed(3);
     world.write_all(1, 1, 0..40);

@@ -239,3 +239,16 @@ fn an_old_epochs_entry_is_committed_only_under_one_of_the_own() {
     assert_eq!(world.view(2).watermarks().commit, LogIndex(3));
     assert_eq!(world.view(2).configuration().map(|config| config.primary), Some(replica(2)));
 }
+
+#[test]
+fn a_log_that_is_full_is_compacted_though_nothing_is_written_any_more() {
+    let settings = ServerSettings { log_bytes_max: 2_000, log_keep_bytes: 1_000, ..ServerSettings::default() };
+    let mut world = World::with(3, settings, Planted::NONE).formed(3);
+    let tags: Vec<_> = (0..100).map(|key| world.write(1, 1, key)).collect();
+    world.run(10);
+    assert!(tags.iter().any(|tag| world.result(*tag) == Some(ExecuteResult::Busy)), "nothing has reached the rows yet");
+    world.run(5_000);
+    let tag = world.write(1, 1, 100);
+    world.run(10);
+    assert!(world.acknowledged(tag), "{:?}", world.result(tag));
+}

@@ -70,6 +70,8 @@ fn numbers_survive_to_the_last_bit() {
             assert_eq!(back.to_bits(), exact.to_bits(), "{number} in {column}");
         }
     }
+    let beyond = json!({ "id": 1, "n": 1, "s": "s", "f": u64::MAX, "b": true });
+    assert_eq!(given_back(&schema, row(&schema, &beyond, 1).expect("a row"))["f"], json!(u64::MAX as f64));
     for number in [i64::MIN, -1, 0, i64::MAX] {
         let given = json!({ "id": number, "n": number, "s": number, "f": number, "b": false });
         assert_eq!(given_back(&schema, row(&schema, &given, 1).expect("a row")), given);

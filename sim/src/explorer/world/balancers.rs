@@ -124,6 +124,9 @@ impl World {
                 let after = Arc::clone(&self.register.map);
                 self.trace.say(self.now, || format!("register is {} by balancer {place}", self.register.version));
                 self.checks.on_cas(&self.servers, writer, &before, &after);
+                if before.schema.is_some() && after.schema.is_none() {
+                    self.clients.end_history();
+                }
                 if self.plan.staged {
                     self.names.learn(&after);
                 }

@@ -108,6 +108,7 @@ impl World {
             Note::Suspected { .. }
             | Note::Recovered { .. }
             | Note::Respawning { .. }
+            | Note::Restarted { .. }
             | Note::Started { .. }
             | Note::ProvisionFailed { .. }
             | Note::Proposed { .. }

@@ -2,7 +2,10 @@
 
 use super::super::coverage::Sometimes;
 use super::World;
-use crate::faults::{Fault, Loss, Place};
+use crate::{
+    faults::{Fault, Loss, Place, is_cut},
+    staging,
+};
 use twinshard_core::{
     effect::{BalancerInput, ServerInput},
     id::ServerId,
@@ -119,18 +122,9 @@ impl World {
     /// The nodes that have a role now.
     pub(super) fn nodes(&self, place: Place) -> Vec<Place> {
         let map = &self.register.map;
-        let of_shard = |shard: usize, primary: bool| -> Vec<Place> {
+        let of_shard = |shard: usize, primary: bool| {
             let name = self.plan.topology.shards.get(shard).map(|shard| &*shard.name);
-            let record = name.and_then(|name| map.shard_named(name)).and_then(|id| map.shards.get(&id));
-            let Some(config) = record.and_then(|record| record.current.as_ref()) else { return Vec::new() };
-            let mut servers: Vec<_> = config
-                .members
-                .iter()
-                .filter(|member| (**member == config.primary) == primary)
-                .filter_map(|member| map.server_of(*member))
-                .collect();
-            servers.sort_unstable();
-            servers.into_iter().map(Place::Server).collect()
+            staging::holders(map, name, primary)
         };
         match place {
             Place::Server(_) | Place::Balancer(_) | Place::Others | Place::Clients => vec![place],
@@ -203,6 +197,6 @@ impl World {
 
     /// Whether a link is cut now.
     pub(in crate::explorer) fn is_cut(&self, from: Place, to: Place) -> bool {
-        self.open().any(|fault| matches!(fault, Fault::Cut { a, b, way } if super::super::net::is_cut(*a, *b, *way, from, to)))
+        self.open().any(|fault| matches!(fault, Fault::Cut { a, b, way } if is_cut(*a, *b, *way, from, to)))
     }
 }

@@ -1,0 +1,150 @@
+//! What this balancer asks of the provisioner as controller: servers that the map wants and that do not answer are started, those that
+//! leave are stopped. Acts only on a map read after the need was seen, so that a controller that is none any more starts nothing.
+
+use super::{BalancerMachine, backoff, mix, plan};
+use crate::{
+    effect::{BalancerEffect, Note, ProvisionAnswer, ProvisionCommand},
+    id::{ServerId, Token},
+    map::{Address, ClusterMap, ServerGoal, ServerRecord},
+    time::{Duration, Instant},
+};
+
+/// The most doublings of the patience with a server that was started and does not answer.
+const DOUBLINGS_MAX: u32 = 5;
+
+/// What the provisioner is doing for one server.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Provision {
+    token: Option<Token>,
+    attempts: u32,
+    not_before: Instant,
+    /// Where it said that the server runs, until the map has it.
+    pub(super) address: Option<Address>,
+    /// How many operations on the register had begun when it was first seen that something is to be done.
+    due_at: Option<u64>,
+    /// The provisioner is asked to see whether the process of a suspected server runs, which does no harm if it does.
+    looks: bool,
+    /// It was, in this suspicion.
+    looked: bool,
+}
+
+/// What is to be done for a server.
+enum Need {
+    Nothing,
+    Start,
+    /// It is suspected: start it if its process is gone.
+    Look,
+    Replace,
+    Stop,
+}
+
+impl BalancerMachine {
+    /// Asks the provisioner for what the map wants and is not there.
+    pub(super) fn provision(&mut self, now: Instant, map: &ClusterMap, out: &mut Vec<BalancerEffect>) {
+        for (id, record) in &map.servers {
+            let need = self.need(now, map, *id, record);
+            let operations_begun = self.operations_begun;
+            let provision = self.provisions.entry(*id).or_default();
+            if self.observed.is_alive(*id, now) {
+                provision.looked = false;
+            }
+            if matches!(need, Need::Nothing) {
+                provision.due_at = None;
+                continue;
+            }
+            if provision.token.is_some() || now < provision.not_before {
+                continue;
+            }
+            let due_at = *provision.due_at.get_or_insert(operations_begun);
+            if self.confirmed <= due_at {
+                self.must_read = true;
+                continue;
+            }
+            provision.due_at = None;
+            provision.looks = matches!(need, Need::Look);
+            provision.looked |= provision.looks;
+            let name = record.name.clone();
+            let command = match need {
+                Need::Nothing => continue,
+                Need::Stop => ProvisionCommand::Stop { server: *id, name },
+                Need::Start | Need::Look => ProvisionCommand::Start { server: *id, name, number: record.number, replace: false },
+                Need::Replace => {
+                    out.push(BalancerEffect::Note(Note::Respawning { server: *id }));
+                    ProvisionCommand::Start { server: *id, name, number: record.number, replace: true }
+                }
+            };
+            self.last_token += 1;
+            let token = Token(self.last_token);
+            provision.token = Some(token);
+            out.push(BalancerEffect::Provision { token, command });
+        }
+    }
+
+    fn need(&self, now: Instant, map: &ClusterMap, server: ServerId, record: &ServerRecord) -> Need {
+        let silence = self.observed.silence(server, now);
+        let is_silent = silence > self.patience(server);
+        let provision = self.provisions.get(&server);
+        match record.goal {
+            ServerGoal::Run => match (&record.address, provision.and_then(|provision| provision.address.as_ref())) {
+                (None, None) => Need::Start,
+                (Some(_), None) if is_silent => Need::Replace,
+                (Some(_), None) if silence > self.config.suspect_after && !provision.is_some_and(|provision| provision.looked) => {
+                    Need::Look
+                }
+                // It answers, or the map is about to know where it is.
+                (Some(_), None) | (None | Some(_), Some(_)) => Need::Nothing,
+            },
+            ServerGoal::Leave => {
+                let holds = map.replicas.values().any(|replica| replica.server == server);
+                if plan::is_in_use(map, server) {
+                    // What it holds is still needed: to be sealed, or as a source.
+                    if is_silent && record.address.is_some() { Need::Replace } else { Need::Nothing }
+                } else if (holds && !is_silent) || self.drives.stopped.contains(&server) {
+                    Need::Nothing
+                } else {
+                    Need::Stop
+                }
+            }
+        }
+    }
+
+    /// The silence after which a server is taken for dead. One that was started and not heard of may need longer to open its stores.
+    fn patience(&self, server: ServerId) -> Duration {
+        let unheard = self.observed.servers.get(&server).map_or(0, |seen| seen.unheard_starts);
+        self.config.replace_after.times(1 << unheard.min(DOUBLINGS_MAX))
+    }
+
+    pub(super) fn provisioned(&mut self, now: Instant, token: Token, answer: ProvisionAnswer, out: &mut Vec<BalancerEffect>) {
+        let Some((server, provision)) = self.provisions.iter_mut().find(|(_, provision)| provision.token == Some(token)) else { return };
+        let server = *server;
+        self.dirty = true;
+        provision.token = None;
+        match answer {
+            ProvisionAnswer::Started { address } => {
+                provision.attempts = 0;
+                let known = self.known.as_ref().and_then(|(_, map)| map.servers.get(&server)).and_then(|record| record.address.as_ref());
+                if provision.looks && known == Some(&address) {
+                    // As far as the provisioner can tell it runs where it ran: its silence goes on.
+                    return;
+                }
+                provision.address = Some(address);
+                out.push(BalancerEffect::Note(Note::Started { server }));
+                if let Some(seen) = self.observed.servers.get_mut(&server) {
+                    // It has from now on to answer.
+                    seen.expected = now;
+                    seen.unheard_starts = seen.unheard_starts.saturating_add(1);
+                }
+            }
+            ProvisionAnswer::Stopped => {
+                self.drives.stopped.insert(server);
+            }
+            ProvisionAnswer::Failed { reason } => {
+                // Nobody saw whether it runs.
+                provision.looked &= !provision.looks;
+                provision.not_before = now + backoff(provision.attempts, mix(self.config.seed, server.0));
+                provision.attempts = provision.attempts.saturating_add(1);
+                out.push(BalancerEffect::Note(Note::ProvisionFailed { server, reason }));
+            }
+        }
+    }
+}

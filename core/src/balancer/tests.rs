@@ -1,0 +1,7 @@
+//! Stories of whole balancers: a register that loses answers, a provisioner, servers that do as they are told.
+
+mod admins;
+mod life;
+mod provisioning;
+mod register;
+mod world;

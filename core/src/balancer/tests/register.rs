@@ -1,0 +1,219 @@
+//! The register that loses answers, is away or is changed by others: what a balancer says follows from what it has read back (R10, R17).
+
+use super::world::*;
+use crate::{balancer::*, id::OwnerNumber, map::ReplicaStage, message::ToBalancer, request::Consistency, value::KeyRange};
+
+fn creates(message: &ToServer) -> bool {
+    matches!(message, ToServer::Create { .. })
+}
+
+/// A cluster that serves, in whose map shard 1 has one more replica that is only minted, on server 3. The controller has not read it yet,
+/// and its register's answers are held back.
+fn minted() -> World {
+    let mut world = World::serving(1);
+    world.run(500);
+    world.edit(|map| {
+        let id = map.counters.replica.next();
+        map.counters.replica = id;
+        let record = map.replicas.values_mut().find(|record| record.server == S3).unwrap();
+        let minted = *record;
+        record.stage = ReplicaStage::Retired;
+        map.replicas.insert(id, crate::map::ReplicaRecord { stage: ReplicaStage::Minted, ..minted });
+    });
+    world.servers.get_mut(&S3).unwrap().replicas.clear();
+    world
+}
+
+#[test]
+fn replica_is_created_only_on_a_map_read_after_the_owner_was_first_heard() {
+    // R17. A new balancer hears of the owners only once it has its id: what it has read by then does not count.
+    let mut world = minted();
+    world.nodes[A].stands = true;
+    let node = world.start(BalancerConfig { controller_after: Duration::ZERO, ..BalancerConfig::default() });
+    world.nodes[node].holds = true;
+    world.run(100);
+    world.release_one(node);
+    world.release_one(node);
+    world.release_one(node);
+    assert!(world.nodes[node].machine.is_controlling());
+    // It controls, has read that the replica is minted and hears of everybody.
+    world.run(2_000);
+    assert!(world.sent(node, |message| matches!(message, ToServer::Heartbeat { .. })).len() > 10);
+    assert!(world.sent(node, creates).is_empty());
+    // A read is under way. It began when the first server was heard of, before the one that matters.
+    world.release_one(node);
+    world.run(1_500);
+    assert!(world.sent(node, creates).is_empty());
+    world.release_one(node);
+    assert!(!world.sent(node, creates).is_empty());
+}
+
+#[test]
+fn replica_is_not_created_for_another_owner_before_the_map_is_read_again() {
+    let mut world = minted();
+    world.nodes[A].stands = true;
+    let node = world.start(BalancerConfig { controller_after: Duration::ZERO, ..BalancerConfig::default() });
+    // The server does not take the order yet: it is said again.
+    let lose = |world: &mut World| world.servers.get_mut(&S3).unwrap().replicas.clear();
+    world.run(1_500);
+    assert!(!world.sent(node, creates).is_empty());
+    lose(&mut world);
+    world.edit(|map| {
+        let id = map.counters.replica.next();
+        map.counters.replica = id;
+        for record in map.replicas.values_mut().filter(|record| record.server == S3) {
+            record.stage = ReplicaStage::Retired;
+        }
+        map.replicas.insert(id, crate::map::ReplicaRecord { shard: SH1, server: S3, stage: ReplicaStage::Minted });
+    });
+    world.nodes[node].holds = true;
+    // Somebody asks for something, so that a read is under way when the server shows up with another owner.
+    world.ask(node, add_request("Extra"));
+    assert!(world.operations(node).ends_with('r'));
+    world.forget();
+    world.servers.get_mut(&S3).unwrap().owner = OwnerNumber(50);
+    world.run(100);
+    assert!(world.notes(node).contains(&Note::Restarted { server: S3 }));
+    world.release_one(node);
+    world.run(300);
+    assert_eq!(world.sent(node, creates), [], "that read began before");
+    // The next one did not.
+    world.release(node);
+    world.run(100);
+    let owners: Vec<OwnerNumber> = world
+        .sent(node, creates)
+        .iter()
+        .filter_map(|(to, message)| match message {
+            ToServer::Create { owner, .. } if *to == S3 => Some(*owner),
+            _ => None,
+        })
+        .collect();
+    assert!(!owners.is_empty() && owners.iter().all(|owner| *owner == OwnerNumber(50)), "{owners:?}");
+}
+
+/// Whether the compare-and-set proposes something.
+fn proposes(before: &ClusterMap, after: &ClusterMap) -> bool {
+    before.counters.epoch != after.counters.epoch
+}
+
+/// Whether it activates something.
+fn activates(before: &ClusterMap, after: &ClusterMap) -> bool {
+    before.shards.iter().any(|(id, record)| after.shards.get(id).is_some_and(|after| after.current != record.current))
+}
+
+/// A failover whose proposal or activation meets the fate. `World` checks every word (R10).
+fn failover(planted: Planted, picks: Picks, fate: Fate) {
+    let mut world = World::serving(1);
+    world.nodes[A].stands = true;
+    world.start(BalancerConfig { controller_after: Duration::ZERO, planted, ..BalancerConfig::default() });
+    world.run(1_000);
+    world.doom(picks, fate);
+    world.servers.get_mut(&S1).unwrap().deaf = true;
+    world.mute.insert(S1);
+    world.run(1_000);
+    world.forget();
+    if fate == Fate::Late {
+        // Whether it can still be done is for the register to say.
+        world.land();
+    }
+    world.run(5_000);
+    assert!(world.was_doomed());
+    assert_eq!(world.members(), [S2, S3], "{fate:?}");
+    let current = world.map.shards[&SH1].current.clone().unwrap();
+    let server = world.map.server_of(current.primary).unwrap();
+    let leader = &world.servers[&server].replicas[&current.primary];
+    assert_eq!((leader.promised, leader.lead), (current.epoch, Some(crate::message::LeadStage::Active)));
+}
+
+#[test]
+fn nothing_is_said_of_a_compare_and_set_whose_answer_was_lost_before_it_is_read_back() {
+    for fate in [Fate::DoneUnheard, Fate::NotDone, Fate::Late, Fate::Conflict] {
+        failover(Planted::NONE, proposes, fate);
+        failover(Planted::NONE, activates, fate);
+    }
+}
+
+#[cfg(feature = "planted")]
+#[test]
+#[should_panic(expected = "R10")]
+fn controller_that_acts_on_its_intention_is_caught() {
+    failover(Planted::with(Bug::ActsOnIntention), proposes, Fate::NotDone);
+}
+
+#[test]
+fn lost_answer_and_conflict_are_followed_by_a_read() {
+    for fate in [Fate::DoneUnheard, Fate::NotDone, Fate::Conflict] {
+        let mut world = World::serving(1);
+        world.forget();
+        world.doom(|_, _| true, fate);
+        world.run(3_000);
+        assert!(world.was_doomed());
+        assert!(world.operations(A).starts_with("crc"), "{fate:?}: {}", world.operations(A));
+    }
+}
+
+#[test]
+fn register_that_is_away_is_asked_ever_less_often_and_found_again() {
+    let mut world = World::serving(1);
+    world.forget();
+    world.down = true;
+    world.run(60_000);
+    let asked = world.operations(A).len();
+    assert!((15..60).contains(&asked), "asked {asked} times in a minute");
+    assert!(world.provisions(A).is_empty() && world.notes(A).is_empty());
+    let before = world.version;
+    world.down = false;
+    world.run(3_200);
+    assert!(world.version > before, "it beats again");
+    // And is as quick as ever at the next time.
+    world.forget();
+    world.down = true;
+    world.run(1_500);
+    assert!(world.operations(A).len() >= 3, "{}", world.operations(A));
+}
+
+#[test]
+fn answer_to_something_else_is_ignored() {
+    let mut world = World::serving(1);
+    world.nodes[A].holds = true;
+    world.run(2_000);
+    world.forget();
+    let stale = Arc::new(ClusterMap::default());
+    for answer in [RegisterAnswer::Swapped, RegisterAnswer::Conflict, RegisterAnswer::Read { version: MapVersion(9_999), map: stale }] {
+        world.step(A, BalancerInput::Register { token: Token(9_999_999), answer });
+        world.run(200);
+        assert_eq!(world.operations(A), "", "it still waits for the other answer");
+    }
+    assert_eq!(world.nodes[A].machine.map().unwrap().1.servers.len(), 3);
+    world.release(A);
+    world.run(2_000);
+    assert!(world.operations(A).contains('c'));
+}
+
+#[test]
+fn balancer_that_does_not_control_follows_the_map() {
+    let mut world = World::serving(2);
+    world.edit(|map| map.settings.write_quorum = Some(3));
+    world.run(700);
+    assert_eq!(world.nodes[B].machine.map().unwrap().1.settings.write_quorum, Some(3));
+    // It tells servers of it, but does nothing about it.
+    world.tell(B, S1, ToBalancer::Beat { beat: 1_000_000, owner: OwnerNumber(1), map_version: MapVersion(1), replicas: vec![] });
+    let told = world.sent(B, |message| matches!(message, ToServer::Map { .. }));
+    assert!(told.iter().any(|(to, _)| *to == S1));
+}
+
+#[test]
+fn requests_that_want_the_register_read_do_not_keep_it_from_being_written() {
+    // As clients do that read a range with a gap in it: one more has always come since the last read began.
+    let mut world = World::serving(1);
+    world.nodes[A].holds = true;
+    world.kill(S1);
+    let led = world.map.shards[&SH1].current.clone().unwrap();
+    let read = Request::Read { range: KeyRange::ALL, limit: 1, consistency: Consistency::Linearizable };
+    for _ in 0..3_000 {
+        world.ask(A, read.clone());
+        world.run(1);
+        world.release_one(A);
+    }
+    assert_ne!(world.map.shards[&SH1].current.clone().unwrap().primary, led.primary);
+}

@@ -1,0 +1,146 @@
+//! Administrative requests on their way: each waits for a map that was read after it came, wishes its change into the next map, and is
+//! answered when what it waits for is seen. What the wishes are is in [`admin`].
+
+use super::{BalancerMachine, admin, admin::Goal, status};
+use crate::{
+    effect::BalancerEffect,
+    id::Token,
+    map::ClusterMap,
+    request::{Reply, Request, RequestError},
+    time::Instant,
+};
+use std::sync::Arc;
+
+/// An administrative request that waits.
+#[derive(Clone, Debug)]
+pub(super) struct Admin {
+    pub(super) token: Token,
+    pub(super) request: Request,
+    pub(super) deadline: Instant,
+    /// How many operations on the register had begun when it came: an older map does not say whether it is to be refused.
+    pub(super) operation: u64,
+    /// What it waits for, once the map wants it.
+    pub(super) goal: Option<Goal>,
+    /// What it would wait for if the compare-and-set was done whose answer was lost, and the map of that.
+    pub(super) tried: Option<(Goal, Arc<ClusterMap>)>,
+}
+
+impl BalancerMachine {
+    /// Answers who waits and can be answered.
+    pub(super) fn answer(&mut self, now: Instant, out: &mut Vec<BalancerEffect>) {
+        let known = self.known.clone();
+        let mut waiting = std::mem::take(&mut self.admins);
+        waiting.retain(|admin| {
+            let mut reply = None;
+            if let Some((version, map)) = &known {
+                reply = match (&admin.goal, &admin.request) {
+                    (Some(goal), _) => goal.reached(map, &self.observed, now),
+                    (None, Request::Status) => {
+                        let requests = self.router.request_counts();
+                        let after = self.config.replace_after;
+                        Some(Reply::Status(Box::new(status::status(*version, map, &self.observed, &self.drives, requests, after, now))))
+                    }
+                    (None, Request::Primary { shard, change: false }) => Some(match map.shard_named(shard) {
+                        Some(id) => admin::primary_reply(map, id, admin::primary_server(map, &self.observed, id, now)),
+                        None => Reply::Failed(RequestError::NoSuchShard(shard.clone())),
+                    }),
+                    (None, _) => None,
+                };
+            }
+            if reply.is_none() && now >= admin.deadline {
+                let error = if admin.goal.is_some() { RequestError::StillChanging } else { RequestError::RegisterUnavailable };
+                reply = Some(Reply::Failed(error));
+            }
+            match reply {
+                Some(reply) => {
+                    out.push(BalancerEffect::Reply { token: admin.token, reply });
+                    false
+                }
+                None => true,
+            }
+        });
+        self.admins = waiting;
+    }
+
+    /// The map with everything that is asked for and allowed, and what is waited for then. What is not allowed is refused at once.
+    pub(super) fn wish_all(
+        &mut self,
+        mut next: ClusterMap,
+        now: Instant,
+        out: &mut Vec<BalancerEffect>,
+    ) -> (ClusterMap, Vec<(Token, Goal)>) {
+        let mut goals = Vec::new();
+        let mut refused = Vec::new();
+        for admin in self.admins.iter().filter(|admin| admin.goal.is_none() && admin.operation < self.confirmed) {
+            if let Some((goal, wished)) = &admin.tried
+                && goal.stands(wished, &next)
+            {
+                // Its compare-and-set was done: asked again it would be refused for what it did itself.
+                goals.push((admin.token, goal.clone()));
+                continue;
+            }
+            match self.wish(&next, &admin.request, now) {
+                Some(Ok((wished, goal))) => {
+                    next = wished;
+                    goals.push((admin.token, goal));
+                }
+                Some(Err(error)) => refused.push((admin.token, error)),
+                None => {}
+            }
+        }
+        for (token, error) in refused {
+            self.admins.retain(|admin| admin.token != token);
+            out.push(BalancerEffect::Reply { token, reply: Reply::Failed(error) });
+        }
+        (next, goals)
+    }
+
+    /// The map wants what these requests asked for.
+    pub(super) fn set_goals(&mut self, goals: Vec<(Token, Goal)>) {
+        for (token, goal) in goals {
+            if let Some(admin) = self.admins.iter_mut().find(|admin| admin.token == token) {
+                admin.goal = Some(goal);
+                admin.tried = None;
+            }
+        }
+    }
+
+    /// The map may want what these requests asked for: the compare-and-set was not answered.
+    pub(super) fn set_tried(&mut self, goals: Vec<(Token, Goal)>, map: &Arc<ClusterMap>) {
+        for (token, goal) in goals {
+            if let Some(admin) = self.admins.iter_mut().find(|admin| admin.token == token) {
+                admin.tried = Some((goal, Arc::clone(map)));
+            }
+        }
+    }
+
+    /// The map that an administrative request wants; `None` if it wants nothing of the map.
+    fn wish(&self, map: &ClusterMap, request: &Request, now: Instant) -> Option<Result<(ClusterMap, Goal), RequestError>> {
+        match request {
+            Request::Init { server_count, schema, shards, servers, on_conflict, by_name } => {
+                let servers = servers.as_deref();
+                let init =
+                    admin::Init { server_count: *server_count, schema, shards, servers, on_conflict: *on_conflict, by_name: *by_name };
+                Some(admin::init(map, &init))
+            }
+            Request::Add { server_count, new_shards, servers, strict } => {
+                Some(admin::add(map, *server_count, new_shards, servers, *strict))
+            }
+            Request::Remove { server_count, servers, accept_data_loss, capped } => {
+                let (accept_data_loss, capped) = (*accept_data_loss, *capped);
+                let remove = admin::Remove { server_count: *server_count, servers, accept_data_loss, capped };
+                Some(admin::remove(map, &remove, &self.observed, now))
+            }
+            Request::Primary { shard, change: true } => Some(match map.shard_named(shard) {
+                Some(id) => admin::move_primary(map, id, &self.observed, now),
+                None => Err(RequestError::NoSuchShard(shard.clone())),
+            }),
+            Request::Status
+            | Request::Primary { change: false, .. }
+            | Request::Read { .. }
+            | Request::ReadServer { .. }
+            | Request::Write { .. }
+            | Request::PickServer { .. } => None,
+        }
+    }
+}

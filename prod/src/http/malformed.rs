@@ -1,0 +1,123 @@
+//! What hyper says by itself to whoever does not speak HTTP/1.1: a status and nothing else. Every refusal is JSON (API.md), so this one is
+//! given its body on its way out. Never touches what a router answered.
+
+use super::error::ApiError;
+use axum::http::StatusCode;
+use std::{
+    io::{self, IoSlice},
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// No router answers an error without a body, so this end of a head is hyper's own.
+const HEAD_END: &[u8] = b"content-length: 0\r\n\r\n";
+
+/// A stream whose empty refusals get a body.
+#[derive(Debug)]
+pub(super) struct Spoken<S> {
+    stream: S,
+    /// What is still to be written in place of what hyper wrote.
+    left: Vec<u8>,
+    /// How much hyper wrote.
+    replaced_bytes: usize,
+}
+
+impl<S> Spoken<S> {
+    pub(super) const fn new(stream: S) -> Self {
+        Self { stream, left: Vec::new(), replaced_bytes: 0 }
+    }
+}
+
+/// The refusal with a body, if these bytes are one without.
+fn with_body(bytes: &[u8]) -> Option<Vec<u8>> {
+    let head = bytes.strip_suffix(HEAD_END)?;
+    let status = head.strip_prefix(b"HTTP/1.1 ").or_else(|| head.strip_prefix(b"HTTP/1.0 "))?.get(..3)?;
+    let status = StatusCode::from_bytes(status).ok().filter(StatusCode::is_client_error)?;
+    let (code, words) = match status {
+        StatusCode::URI_TOO_LONG => ("path-too-long", "The path is too long"),
+        StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => ("headers-too-large", "The headers are too many or too long"),
+        _ => ("bad-http", "This is not a request of HTTP/1.1"),
+    };
+    let body = ApiError::new(status, code, words).body().to_string();
+    let mut answer = head.to_vec();
+    answer.extend_from_slice(format!("content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}", body.len()).as_bytes());
+    Some(answer)
+}
+
+impl<S: AsyncWrite + Unpin> Spoken<S> {
+    fn poll_replaced(&mut self, context: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        while !self.left.is_empty() {
+            let written = ready!(Pin::new(&mut self.stream).poll_write(context, &self.left))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.left.drain(..written);
+        }
+        Poll::Ready(Ok(self.replaced_bytes))
+    }
+
+    /// Whether these bytes are replaced, or those before them are not yet.
+    fn replaces(&mut self, bytes: &[u8]) -> bool {
+        if self.left.is_empty()
+            && let Some(answer) = with_body(bytes)
+        {
+            self.left = answer;
+            self.replaced_bytes = bytes.len();
+        }
+        !self.left.is_empty()
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Spoken<S> {
+    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, bytes)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Spoken<S> {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        if self.replaces(bytes) { self.poll_replaced(context) } else { Pin::new(&mut self.stream).poll_write(context, bytes) }
+    }
+
+    fn poll_write_vectored(mut self: Pin<&mut Self>, context: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        let first = slices.first().map_or(&[][..], |slice| slice);
+        if self.replaces(first) { self.poll_replaced(context) } else { Pin::new(&mut self.stream).poll_write_vectored(context, slices) }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_empty_refusals_get_a_body() {
+        let bare = b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+        let answer = String::from_utf8(with_body(bare).unwrap()).unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        assert!(head.starts_with("HTTP/1.1 400 Bad Request\r\nconnection: close\r\n"), "{head}");
+        assert!(head.ends_with(&format!("content-length: {}", body.len())), "{head}");
+        assert_eq!(serde_json::from_str::<serde_json::Value>(body).unwrap()["code"], "bad-http");
+        for other in [
+            &b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"[..],
+            b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n",
+            b"HTTP/1.1 400 Bad Request\r\ncontent-length: 10\r\n\r\n",
+            b"content-length: 0\r\n\r\n",
+            b"",
+        ] {
+            assert_eq!(with_body(other), None);
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! An HTTP client over the simulated network: one exchange on a connection of its own, with a deadline. A lost segment wedges its stream
+//! for ever (turmoil sends nothing again), so no connection outlives a request.
+
+use super::{
+    net::TurmoilNetwork,
+    wire::{self, Answered, SESSION},
+};
+use bytes::Bytes;
+use http::{Request as HttpRequest, Response, header};
+use http_body_util::{BodyExt, Full};
+use hyper::{body::Incoming, client::conn::http1};
+use hyper_util::rt::TokioIo;
+use std::{future::pending, time::Duration};
+use tokio::time::timeout;
+use twinshard::net::Network;
+use twinshard_core::{request::Request, schema::Schema};
+
+/// What came of a request.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Answer {
+    /// An answer.
+    Reply(Box<Answered>),
+    /// Nobody listens there: nothing was sent.
+    NotSent,
+    /// No answer, or half of one: what was asked for may have been done.
+    Unknown,
+    /// An answer that API.md does not have. The text says why.
+    Breach(String),
+}
+
+/// What an exchange brought.
+#[derive(Debug)]
+pub struct Exchange {
+    /// The status code.
+    pub status: u16,
+    /// The session token.
+    pub session: Option<String>,
+    /// The body, whole.
+    pub body: Bytes,
+}
+
+/// Asks a balancer.
+pub async fn ask(address: &str, schema: &Schema, request: &Request, within: Duration) -> Answer {
+    let Some(call) = wire::call(schema, request) else {
+        return Answer::Breach(format!("HTTP cannot say {request:?}"));
+    };
+    match exchange(address, &call, within).await {
+        Ok(Exchange { status, session, body }) => match wire::answered(schema, request, status, session.as_deref(), &body) {
+            Ok(answered) => Answer::Reply(Box::new(answered)),
+            Err(text) => Answer::Breach(text),
+        },
+        Err(true) => Answer::Unknown,
+        Err(false) => Answer::NotSent,
+    }
+}
+
+/// One call and its answer. The error says whether anything was sent.
+///
+/// # Errors
+/// No whole answer came in time.
+pub async fn exchange(address: &str, call: &wire::Call, within: Duration) -> Result<Exchange, bool> {
+    let mut sent = false;
+    let done = timeout(within, carry(address, call, &mut sent)).await;
+    match done {
+        Ok(Some(exchange)) => Ok(exchange),
+        Ok(None) | Err(_) => Err(sent),
+    }
+}
+
+async fn carry(address: &str, call: &wire::Call, sent: &mut bool) -> Option<Exchange> {
+    let stream = TurmoilNetwork.connect(address).await.ok()?;
+    let (mut sender, connection) = http1::handshake::<_, Full<Bytes>>(TokioIo::new(stream)).await.ok()?;
+    let body = if call.body.is_null() { Bytes::new() } else { Bytes::from(call.body.to_string()) };
+    let mut request = HttpRequest::builder()
+        .method(call.method.clone())
+        .uri(&call.path)
+        .header(header::HOST, address)
+        .header(header::CONTENT_TYPE, "application/json")
+        .header(header::CONNECTION, "close");
+    if let Some(key) = &call.key {
+        request = request.header("idempotency-key", &**key);
+    }
+    if let Some(session) = &call.session {
+        request = request.header(SESSION, session);
+    }
+    let request = request.body(Full::new(body)).ok()?;
+    *sent = true;
+    let exchange = async {
+        let response: Response<Incoming> = sender.send_request(request).await.ok()?;
+        let status = response.status().as_u16();
+        let session = response.headers().get(SESSION).and_then(|value| value.to_str().ok()).map(str::to_owned);
+        let body = response.into_body().collect().await.ok()?.to_bytes();
+        Some(Exchange { status, session, body })
+    };
+    // The connection only carries: the exchange says how it ended.
+    let carrying = async {
+        let _ = connection.await;
+        pending::<()>().await;
+    };
+    tokio::select! {
+        biased;
+        done = exchange => done,
+        () = carrying => None,
+    }
+}

@@ -1,0 +1,385 @@
+//! What the hosts of the turmoil world have in common, and what runs on each: production's nodes, routers, log and row store over the
+//! simulated network and simulated disks. The engine's loop starts and kills hosts; nothing here reads a clock, draws by chance, or iterates
+//! anything unordered.
+
+use super::{flaw::Flaw, net::TurmoilNetwork};
+use crate::{
+    keyed::{Keyed, Purpose, fold},
+    trace::Trace,
+};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+use tokio::sync::oneshot;
+use twinshard::{
+    disk::memory::MemoryDisk,
+    driver::{Latency, NoteSink, StorageMode, StorageWork},
+    entropy::Entropy,
+    http::{self, HttpSettings, server::ServerIdentity},
+    log::file::Identity,
+    net::Network,
+    node::{BalancerNode, BalancerParts, NodeParts, ServerNode, ServerParts},
+    peer::PeerSettings,
+    provision::Provisioner,
+    register::{Register, RegisterError, redb::RedbRegister},
+    secret::Secret,
+    store,
+};
+use twinshard_core::{
+    balancer::BalancerConfig,
+    effect::Note,
+    id::{BalancerId, ClusterId, MapVersion, NodeId, OwnerNumber, ServerId},
+    map::{Address, ClusterMap},
+    planted::Planted,
+    server::{ServerConfig, ServerSettings},
+    time::Instant,
+};
+use twinshard_scenarios::{history::Recorder, timeline::Names};
+
+/// The cluster of every run.
+const CLUSTER: ClusterId = ClusterId(0x7457_494e);
+/// Where HTTP is served, on every host.
+const HTTP_PORT: u16 = 5_000;
+/// Where servers listen for peers.
+const PEER_PORT: u16 = 6_000;
+/// The longest fsync of a disk that is not slow.
+const SYNC_MAX: Duration = Duration::from_micros(1_500);
+/// The longest other work of a store.
+const WORK_MAX: Duration = Duration::from_micros(400);
+
+/// The name of a server's host.
+pub(super) fn server_host(server: ServerId) -> String {
+    format!("server{}", server.0)
+}
+
+/// The name of a balancer's host.
+pub(super) fn balancer_host(place: usize) -> String {
+    format!("balancer{place}")
+}
+
+/// Where a balancer serves HTTP.
+pub(super) fn balancer_address(place: usize) -> String {
+    format!("{}:{HTTP_PORT}", balancer_host(place))
+}
+
+/// A server as the provisioner knows it.
+#[derive(Debug, Default)]
+pub(super) struct ServerPlace {
+    pub(super) disk: MemoryDisk,
+    name: String,
+    number: u64,
+    /// How often it was started.
+    pub(super) starts: u64,
+    pub(super) running: bool,
+    /// Whether its host exists: hosts are never removed.
+    pub(super) has_host: bool,
+    /// It shall run: it was started and not stopped for good.
+    pub(super) wanted: bool,
+}
+
+/// A balancer, over all its lives.
+#[derive(Debug, Default)]
+pub(super) struct BalancerPlace {
+    /// Holds the register where there is one balancer.
+    pub(super) disk: MemoryDisk,
+    starts: u64,
+    pub(super) running: bool,
+}
+
+/// Work for the provisioner, on its way to the engine's loop.
+#[derive(Debug)]
+pub(super) enum Ask {
+    Start { replace: bool },
+    Stop,
+}
+
+/// See [`Ask`].
+#[derive(Debug)]
+pub(super) struct Command {
+    pub(super) server: ServerId,
+    pub(super) ask: Ask,
+    pub(super) done: oneshot::Sender<Result<Address, String>>,
+}
+
+/// What all hosts and the engine's loop see.
+pub(super) struct State {
+    pub(super) keyed: Keyed,
+    seed: u64,
+    pub(super) servers: BTreeMap<ServerId, ServerPlace>,
+    pub(super) balancers: Vec<BalancerPlace>,
+    /// The register of several balancers: a service of its own that never fails by itself.
+    register: Option<Arc<Mutex<RedbRegister>>>,
+    initial: ClusterMap,
+    pub(super) commands: VecDeque<Command>,
+    pub(super) register_down: bool,
+    /// The longest fsync of slow disks.
+    pub(super) slow: BTreeMap<ServerId, Duration>,
+    /// The newest map that stands in the register.
+    pub(super) map: Arc<ClusterMap>,
+    pub(super) balancer_ids: BTreeMap<BalancerId, usize>,
+    pub(super) names: Names,
+    pub(super) recorder: Recorder,
+    pub(super) notes: Vec<(u64, Note)>,
+    pub(super) trace: Trace,
+    /// How many answers clients got.
+    pub(super) answer_count: u64,
+    /// What no cluster may do, in words.
+    pub(super) breaches: Vec<String>,
+    flaw: Option<Flaw>,
+}
+
+/// [`State`] behind a lock. Everything runs on one thread: it is never waited for.
+#[derive(Clone)]
+pub(super) struct Shared(Arc<Mutex<State>>);
+
+/// The time of the run, inside a host.
+pub(super) fn now() -> u64 {
+    turmoil::sim_elapsed().map_or(0, |elapsed| u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX))
+}
+
+impl Shared {
+    pub(super) fn new(seed: u64, balancer_count: usize, write_quorum: Option<u32>, flaw: Option<Flaw>) -> Result<Self, RegisterError> {
+        let mut initial = ClusterMap { cluster: CLUSTER, ..ClusterMap::default() };
+        initial.settings.write_quorum = write_quorum;
+        let register = if balancer_count > 1 {
+            let disk = MemoryDisk::new();
+            Some(Arc::new(Mutex::new(RedbRegister::open_on(&disk, &initial)?)))
+        } else {
+            None
+        };
+        let state = State {
+            keyed: Keyed::new(seed),
+            seed,
+            servers: BTreeMap::new(),
+            balancers: (0..balancer_count).map(|_| BalancerPlace::default()).collect(),
+            register,
+            map: Arc::new(initial.clone()),
+            initial,
+            commands: VecDeque::new(),
+            register_down: false,
+            slow: BTreeMap::new(),
+            balancer_ids: BTreeMap::new(),
+            names: Names::default(),
+            recorder: Recorder::default(),
+            notes: Vec::new(),
+            trace: Trace::new(false),
+            answer_count: 0,
+            breaches: Vec::new(),
+            flaw,
+        };
+        Ok(Self(Arc::new(Mutex::new(state))))
+    }
+
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds to the trace what happens on a host.
+    pub(super) fn trace(&self, what: u64, text: &str) {
+        self.trace_at(now(), what, text);
+    }
+
+    /// The same from outside of the hosts.
+    pub(super) fn trace_at(&self, at: u64, what: u64, text: &str) {
+        let detail = text.bytes().fold(0, |hash, byte| fold(hash, u64::from(byte)));
+        self.state().trace.event(Instant(at), what, text.len() as u64, detail);
+    }
+
+    fn latency(&self, host: u64, start: u64, server: Option<ServerId>) -> Latency {
+        let shared = self.clone();
+        let count = Arc::new(Mutex::new(0_u64));
+        Arc::new(move |work| {
+            let number = {
+                let mut count = count.lock().unwrap_or_else(PoisonError::into_inner);
+                *count += 1;
+                *count
+            };
+            let state = shared.state();
+            let most = match work {
+                StorageWork::Persist { .. } => server.and_then(|server| state.slow.get(&server).copied()).unwrap_or(SYNC_MAX),
+                StorageWork::RowsRead | StorageWork::RowsWrite | StorageWork::RegisterRead | StorageWork::RegisterSwap => WORK_MAX,
+            };
+            let most = u64::try_from(most.as_nanos()).unwrap_or(u64::MAX);
+            Duration::from_nanos(state.keyed.draw(Purpose::Sync, [host, start, number]).below(most))
+        })
+    }
+
+    fn node(&self, host: u64, start: u64, server: Option<ServerId>, balancer: Option<usize>) -> NodeParts<TurmoilNetwork> {
+        let shared = self.clone();
+        let sink: NoteSink = Arc::new(move |_, node, note| {
+            if matches!(note, Note::Dropped { .. }) {
+                return;
+            }
+            let at = now();
+            let text = format!("{node:?} {note:?}");
+            shared.trace(2, &text);
+            let mut state = shared.state();
+            if let (Some(NodeId::Balancer(id)), Some(place)) = (node, balancer) {
+                state.balancer_ids.insert(id, place);
+            }
+            state.notes.push((at, note.clone()));
+        });
+        let seed = self.state().seed;
+        NodeParts {
+            network: TurmoilNetwork,
+            secret: Secret::new([7; 32]),
+            entropy: Entropy::from_seed(fold(fold(seed, host), start)),
+            storage: StorageMode::Inline(self.latency(host, start, server)),
+            peers: PeerSettings::default(),
+            notes: Some(sink),
+        }
+    }
+
+    /// What runs on a server's host.
+    pub(super) async fn run_server(self, server: ServerId) -> turmoil::Result {
+        if let Err(error) = self.serve_server(server).await {
+            self.trace(3, &format!("{server} ends: {error}"));
+        }
+        if let Some(place) = self.state().servers.get_mut(&server) {
+            place.running = false;
+        }
+        Ok(())
+    }
+
+    async fn serve_server(&self, server: ServerId) -> turmoil::Result {
+        let (disk, start, name, number, flaw) = {
+            let mut state = self.state();
+            let flaw = state.flaw;
+            let place = state.servers.entry(server).or_default();
+            place.starts += 1;
+            (place.disk.clone(), place.starts, place.name.clone(), place.number, flaw)
+        };
+        let disk = Flaw::disk(flaw, disk);
+        Flaw::server_starts(flaw);
+        let host = 1_000 + server.0;
+        let node = self.node(host, start, Some(server), None);
+        let first_owner = OwnerNumber(node.entropy.below(1 << 48) + 1);
+        let identity = Identity { cluster: CLUSTER, server };
+        let store::Opened { log, rows, recovered, owner } = store::open(&disk, identity, first_owner)?;
+        let config = ServerConfig { server, owner, settings: ServerSettings::default(), planted: Planted::NONE };
+        let peer_address = format!("{}:{PEER_PORT}", server_host(server));
+        let parts = ServerParts { node, cluster: CLUSTER, peer_address, config, recovered, log, rows };
+        let running = ServerNode::start(parts).await?;
+        let listener = TurmoilNetwork.listen(&format!("{}:{HTTP_PORT}", server_host(server))).await?;
+        let settings = HttpSettings { loopback_hosts_only: false, ..HttpSettings::default() };
+        let router = http::server::router(running.handle(), ServerIdentity { name, number, standalone: None }, settings.clone());
+        http::serve::<TurmoilNetwork>(listener, router, settings, running.stop().watch()).await;
+        running.join().await?;
+        Ok(())
+    }
+
+    /// What runs on a balancer's host.
+    pub(super) async fn run_balancer(self, place: usize, config: BalancerConfig) -> turmoil::Result {
+        if let Err(error) = self.serve_balancer(place, config).await {
+            self.trace(3, &format!("balancer {place} ends: {error}"));
+        }
+        self.state().balancers[place].running = false;
+        Ok(())
+    }
+
+    async fn serve_balancer(&self, place: usize, config: BalancerConfig) -> turmoil::Result {
+        let (start, register) = {
+            let mut state = self.state();
+            state.balancers[place].starts += 1;
+            state.balancers[place].running = true;
+            let register = match &state.register {
+                Some(register) => Store::Shared(Arc::clone(register)),
+                None => Store::Own(RedbRegister::open_on(&state.balancers[place].disk, &state.initial)?),
+            };
+            (state.balancers[place].starts, register)
+        };
+        let host = 1 + place as u64;
+        let node = self.node(host, start, None, Some(place));
+        let config = BalancerConfig { seed: node.entropy.below(u64::MAX), ..config };
+        let register = SimRegister { store: register, shared: self.clone() };
+        let provisioner = SimProvisioner(self.clone());
+        let balancer = BalancerNode::start(BalancerParts { node, config, register, provisioner }).await?;
+        if balancer.handle().ready().await {
+            let listener = TurmoilNetwork.listen(&balancer_address(place)).await?;
+            let settings = HttpSettings { loopback_hosts_only: false, ..HttpSettings::default() };
+            let router = http::balancer::router(balancer.handle(), settings.clone());
+            http::serve::<TurmoilNetwork>(listener, router, settings, balancer.stop().watch()).await;
+        }
+        balancer.join().await?;
+        Ok(())
+    }
+
+    fn learn(&self, map: &ClusterMap) {
+        let mut state = self.state();
+        state.names.learn(map);
+        state.recorder.learn(map);
+        state.map = Arc::new(map.clone());
+    }
+
+    /// The address of a server, whether it runs or not.
+    pub(super) fn address(server: ServerId) -> Address {
+        let host = server_host(server);
+        Address { http: format!("{host}:{HTTP_PORT}").into(), peer: format!("{host}:{PEER_PORT}").into() }
+    }
+}
+
+enum Store {
+    Own(RedbRegister),
+    Shared(Arc<Mutex<RedbRegister>>),
+}
+
+/// The real register with the faults of the run. What it takes up, names and history learn before anyone is answered.
+struct SimRegister {
+    store: Store,
+    shared: Shared,
+}
+
+impl SimRegister {
+    fn with<T>(&mut self, work: impl FnOnce(&mut RedbRegister) -> Result<T, RegisterError>) -> Result<T, RegisterError> {
+        if self.shared.state().register_down {
+            return Err(RegisterError::Failed("it is down".to_owned()));
+        }
+        match &mut self.store {
+            Store::Own(register) => work(register),
+            Store::Shared(register) => work(&mut register.lock().unwrap_or_else(PoisonError::into_inner)),
+        }
+    }
+}
+
+impl Register for SimRegister {
+    fn read(&mut self) -> Result<(MapVersion, Arc<ClusterMap>), RegisterError> {
+        self.with(RedbRegister::read)
+    }
+
+    fn compare_and_set(&mut self, expected: MapVersion, map: &ClusterMap) -> Result<bool, RegisterError> {
+        let done = self.with(|register| register.compare_and_set(expected, map))?;
+        if done {
+            self.shared.learn(map);
+        }
+        Ok(done)
+    }
+}
+
+/// Hands the work to the engine's loop: hosts are started and killed between steps only.
+struct SimProvisioner(Shared);
+
+impl SimProvisioner {
+    async fn ask(&self, server: ServerId, ask: Ask) -> Result<Address, String> {
+        let (done, answer) = oneshot::channel();
+        self.0.state().commands.push_back(Command { server, ask, done });
+        answer.await.unwrap_or_else(|_| Err("the provisioner is gone".to_owned()))
+    }
+}
+
+impl Provisioner for SimProvisioner {
+    async fn start(&self, server: ServerId, name: &str, number: u64, replace: bool) -> Result<Address, String> {
+        {
+            let mut state = self.0.state();
+            let place = state.servers.entry(server).or_default();
+            name.clone_into(&mut place.name);
+            place.number = number;
+        }
+        self.ask(server, Ask::Start { replace }).await
+    }
+
+    async fn stop(&self, server: ServerId, _name: &str) -> Result<(), String> {
+        self.ask(server, Ask::Stop).await.map(drop)
+    }
+}

@@ -1,0 +1,210 @@
+//! The program's commands as somebody runs them at a terminal: what they print, where they refuse, and with which exit code.
+
+use crate::{
+    api::{Api, init, row},
+    processes::{Up, production_binary, wait_for},
+};
+use serde_json::{Value, json};
+use std::{
+    io::{Read, Write},
+    net::TcpStream,
+    path::Path,
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+/// Exit code, standard output, standard error.
+fn run(args: &[&str]) -> (i32, String, String) {
+    let output = Command::new(production_binary()).args(args).env_remove("TWINSHARD_URL").stdin(Stdio::null()).output().unwrap();
+    (output.status.code().unwrap(), String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap())
+}
+
+fn servers_in(dir: &Path) -> usize {
+    std::fs::read_dir(dir.join("servers")).unwrap().count()
+}
+
+#[test]
+fn purge_deletes_what_left_the_cluster_and_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let purge = |more: &[&str]| run(&[&["purge", "--dir", dir.path().to_str().unwrap()], more].concat());
+    let (code, _, words) = purge(&["--yes"]);
+    assert_eq!((code, words.lines().count(), words.contains("no cluster's directory")), (1, 1, true), "{words}");
+
+    let up = Up::start(dir.path());
+    let api = Api::of(&up);
+    api.ok("POST", "/init", init());
+    api.ok("POST", "/write", json!({ "data": [row(1, "kept"), row(9000, "kept")] }));
+    api.ok("POST", "/add", json!({ "n": 1, "servers": { "Server7": ["sh1"] } }));
+    api.ok("DELETE", "/rm", json!({ "n": 1, "servers": ["Server7"] }));
+    let (code, _, words) = purge(&["--yes"]);
+    assert_eq!((code, words.lines().count(), words.contains("stop `twinshard up` first")), (1, 1, true), "{words}");
+    assert!(up.stop().0.success());
+    assert_eq!(servers_in(dir.path()), 4, "what was retired stays until it is purged");
+
+    // Without a terminal to ask at, only with --yes.
+    let (code, list, words) = purge(&[]);
+    assert_eq!(
+        (code, list.contains("Server7"), list.contains("Server0"), words.contains("--yes")),
+        (1, true, false, true),
+        "{list}{words}"
+    );
+    assert_eq!(servers_in(dir.path()), 4);
+    let (code, list, words) = purge(&["--yes"]);
+    assert_eq!((code, list.contains("Server7"), list.ends_with("Deleted 1.\n"), words), (0, true, true, String::new()), "{list}");
+    assert_eq!(purge(&["--yes"]), (0, "Nothing to delete.\n".into(), String::new()));
+
+    let up = Up::start(dir.path());
+    let api = Api::of(&up);
+    assert_eq!(api.read(0, 12_287), [row(1, "kept"), row(9000, "kept")]);
+    api.ok("DELETE", "/rm", json!({ "n": 3, "servers": ["Server0", "Server1", "Server2"] }));
+    assert!(up.stop().0.success());
+    assert_eq!(servers_in(dir.path()), 3, "a teardown deletes nothing by itself");
+    assert_eq!(purge(&["--yes"]).0, 0);
+    assert_eq!(servers_in(dir.path()), 0);
+
+    let up = Up::start(dir.path());
+    let api = Api::of(&up);
+    api.ok("POST", "/init", init());
+    assert_eq!(api.read(0, 12_287), Vec::<Value>::new());
+}
+
+#[test]
+fn wrong_usage_ends_with_two_and_failures_with_one_line_and_one() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("file");
+    std::fs::write(&file, "not a directory").unwrap();
+    let (fresh, file) = (dir.path().join("fresh"), file.to_str().unwrap());
+    let fresh = fresh.to_str().unwrap();
+    let standalone = |more: &[&'static str]| [&["server", "--standalone", "--dir", fresh][..], more].concat();
+    for (args, words) in [
+        (vec!["up", "--nonsense"], "--nonsense"),
+        (vec!["up", "--port", "65536"], "65536"),
+        (vec!["up", "--policy", "best"], "ring, classic, least-loaded"),
+        (vec!["bench"], "--run"),
+        (vec!["bench", "--run", "a9"], "a1, a2, a3"),
+        (vec!["bench", "--run", "a1", "--workers", "0"], "0"),
+        (vec!["status", "--url", "nonsense"], "http://host:port"),
+        (vec!["server", "--cluster", "1"], "--secret-file"),
+        (vec!["balancer", "--dir", fresh], "--cluster"),
+        (standalone(&["--listen", "0.0.0.0:0"]), "loopback"),
+        (standalone(&["--listen", "[::]:0"]), "loopback"),
+        (standalone(&["--peer-listen", "10.0.0.1:5000"]), "loopback"),
+        (standalone(&["--listen", "5001"]), "IP:PORT"),
+        (standalone(&["--port", "1", "--listen", "127.0.0.1:1"]), "cannot be used with"),
+        (standalone(&["--name", "a name"]), "letters, digits"),
+    ] {
+        let (code, printed, said) = run(&args);
+        assert_eq!((code, printed.as_str()), (2, ""), "{args:?} said {said}");
+        assert!(said.contains(words), "{args:?} said {said}");
+    }
+    assert!(!Path::new(fresh).exists(), "a refusal left something behind");
+
+    let url = format!("http://127.0.0.1:{port}");
+    drop(taken);
+    let gone = (vec!["status", "--url", &url], port.as_str());
+    let (code, _, said) = run(&gone.0);
+    assert_eq!((code, said.lines().count(), said.contains(gone.1)), (1, 1, true), "{said}");
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    for (args, words) in [
+        (vec!["up", "--port", "0", "--dir", file], file),
+        (vec!["up", "--port", &port, "--dir", fresh], &port),
+        (vec!["server", "--standalone", "--port", &port, "--dir", fresh], &port),
+        (vec!["server", "--standalone", "--port", "0", "--dir", file], file),
+        (vec!["purge", "--dir", file], file),
+        (vec!["demo", "--dir", file], "exists already"),
+    ] {
+        let (code, _, said) = run(&args);
+        assert_eq!((code, said.lines().count(), said.contains(words)), (1, 1, true), "{args:?} said {said}");
+    }
+}
+
+#[test]
+fn every_command_explains_itself() {
+    for command in ["up", "balancer", "server", "status", "bench", "demo", "purge"] {
+        let (code, printed, said) = run(&[command, "--help"]);
+        assert_eq!((code, said.as_str()), (0, ""), "{command}");
+        assert!(printed.contains("Usage: twinshard ") && printed.len() > 200, "{command} --help teaches nothing");
+    }
+    let (code, printed, _) = run(&["--help"]);
+    assert!(code == 0 && printed.contains("Exit codes: 0 fine, 1 a violation or failure, 2 usage"), "{printed}");
+    assert_eq!(run(&[]).0, 2);
+    assert_eq!(run(&["nonsense"]).0, 2);
+}
+
+#[test]
+fn status_and_bench_tell_what_there_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let up = Up::start(dir.path());
+    let (code, before, _) = run(&["status", "--url", &up.url]);
+    assert_eq!((code, before.contains("not initialised")), (0, true), "{before}");
+    let bench = ["bench", "--run", "a1", "--requests", "200", "--workers", "4", "--url", &up.url];
+    let (code, printed, _) = run(&[&bench[..], &["--json"]].concat());
+    let report: Value = serde_json::from_str(&printed).unwrap();
+    assert_eq!((code, &report["writes"]["errors"], &report["reads"]["requests"]), (0, &json!(0), &json!(200)), "{printed}");
+    assert_eq!((&report["read_back"]["missing"], &report["read_back"]["wrong"]), (&json!(0), &json!(0)), "{printed}");
+    let (code, printed, _) = run(&bench);
+    assert_eq!((code, printed.contains("every acknowledged row is there")), (0, true), "{printed}");
+    let (code, table, _) = run(&["status", "--url", &up.url]);
+    assert_eq!(code, 0);
+    for words in ["Server5  up", "sh4    12288..16383", ":primary+", ":backup+"] {
+        assert!(table.contains(words), "{words} is not in\n{table}");
+    }
+    let (code, printed, _) = run(&["status", "--json", "--url", &up.url]);
+    assert_eq!((code, &serde_json::from_str::<Value>(&printed).unwrap()["N"]), (0, &json!(6)));
+}
+
+/// Connects, says this, and waits until the other end hangs up.
+fn say(address: &str, words: &[u8]) {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    // Either side may hang up first.
+    let _ = stream.write_all(words);
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer);
+}
+
+#[tokio::test]
+async fn strangers_on_the_peer_port_are_refused_in_one_line_each() {
+    let dir = tempfile::tempdir().unwrap();
+    let up = Up::start_logging(dir.path(), &[], "info");
+    let api = Api::of(&up);
+    api.ok("POST", "/init", init());
+    let peer = api.ok("GET", "/status", Value::Null)["health"]["Server0"]["peer"].as_str().unwrap().to_owned();
+    // As a peer begins: magic and version, then another cluster, nodes and a nonce.
+    let hello = |cluster: u128, from: u64| {
+        let mut hello = b"twinshrd\x01\0".to_vec();
+        hello.extend_from_slice(&cluster.to_le_bytes());
+        for (kind, number) in [(2, from), (1, 1)] {
+            hello.push(kind);
+            hello.extend_from_slice(&u64::to_le_bytes(number));
+        }
+        hello.extend_from_slice(&[7; 32]);
+        hello
+    };
+    let cluster = std::fs::read_to_string(dir.path().join("cluster")).unwrap();
+    let cluster = u128::from_str_radix(cluster.trim(), 16).unwrap();
+    let wrong_proof = [hello(cluster, 99), vec![0; 32]].concat();
+    for (words, reason) in [
+        (&b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"[..], "not a peer of any cluster"),
+        (&[0xff; 70_000], "not a peer of any cluster"),
+        (b"", "the handshake took too long"),
+        (b"twinshrd", "the handshake took too long"),
+        (b"twinshrd\xff\0", "protocol version 255"),
+        (&hello(cluster ^ 1, 99), "another cluster"),
+        (&wrong_proof, "does not know the cluster secret"),
+    ] {
+        let lines = |log: &str| log.lines().filter(|line| line.contains("peer connection refused")).map(str::to_owned).collect::<Vec<_>>();
+        let read = || std::fs::read_to_string(dir.path().join("logs/Server0-s1.log")).unwrap();
+        let before = lines(&read()).len();
+        say(&peer, words);
+        wait_for(reason, async || (lines(&read()).len() > before).then_some(())).await;
+        let said = lines(&read());
+        assert_eq!((said.len(), said[before].contains(reason)), (before + 1, true), "{said:?}");
+    }
+    api.ok("POST", "/write", json!({ "data": [row(1, "still served")] }));
+    assert_eq!(api.read(0, 12_287), [row(1, "still served")]);
+    assert_eq!(api.ok("GET", "/status", Value::Null)["health"]["Server0"]["respawns"], 0);
+}
