@@ -301,13 +301,12 @@ impl BalancerMachine {
                     self.parked.push(token, request, deadline);
                 }
             }
-            Request::Init { .. } | Request::Status | Request::Add { .. } | Request::Remove { .. } | Request::Primary { .. } => {
+            Request::Init { .. } | Request::Status { .. } | Request::Add { .. } | Request::Remove { .. } | Request::Primary { .. } => {
                 if self.admins.len() >= ADMIN_MAX {
                     out.push(BalancerEffect::Reply { token, reply: Reply::Failed(RequestError::Overloaded) });
                 } else {
                     self.dirty = true;
-                    // What is known shows how things stand; what is allowed only a map read from now on.
-                    self.must_read |= !matches!(request, Request::Status | Request::Primary { change: false, .. });
+                    self.must_read |= self.wants_newer(&request);
                     let operation = self.operations_begun;
                     self.admins.push_back(Admin { token, request, deadline, operation, goal: None, tried: None });
                 }

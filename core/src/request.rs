@@ -65,7 +65,10 @@ pub enum Request {
         by_name: bool,
     },
     /// The state of the cluster.
-    Status,
+    Status {
+        /// By a map read from the register after this came; otherwise by the one at hand, which may be of a moment ago.
+        fresh: bool,
+    },
     /// Adds servers and shards.
     Add {
         /// `n`.

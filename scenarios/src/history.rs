@@ -235,7 +235,7 @@ impl Kind {
                 Consistency::Stale => Self::StaleRead,
             },
             Request::Init { .. }
-            | Request::Status
+            | Request::Status { .. }
             | Request::Add { .. }
             | Request::Remove { .. }
             | Request::ReadServer { .. }

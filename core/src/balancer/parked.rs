@@ -1,5 +1,5 @@
-//! Requests of clients that wait until the register was read: those that name keys of which the map at hand knows nothing. Another
-//! balancer may have added their shard, and an answer from an old map would be a read of the past. Never sends anything.
+//! Requests of clients that wait until the register was read: those that name keys or servers of which the map at hand knows nothing.
+//! Another balancer may have added them, and an answer from an old map would be a read of the past. Never sends anything.
 
 use crate::{id::Token, request::Request, time::Instant};
 use std::collections::VecDeque;
@@ -74,10 +74,10 @@ mod tests {
     fn a_read_that_began_before_a_request_came_does_not_release_it() {
         let mut parked = Parked::default();
         parked.read_begins();
-        parked.push(Token(1), Request::Status, Instant(5));
+        parked.push(Token(1), Request::Status { fresh: false }, Instant(5));
         assert!(parked.read_done().is_empty());
         parked.read_begins();
-        parked.push(Token(2), Request::Status, Instant(9));
+        parked.push(Token(2), Request::Status { fresh: false }, Instant(9));
         assert_eq!(parked.read_done().iter().map(|waiting| waiting.token).collect::<Vec<_>>(), [Token(1)]);
         assert_eq!(parked.next_deadline(), Some(Instant(9)));
         assert!(parked.take_late(Instant(8)).is_empty());

@@ -293,17 +293,17 @@ impl Router {
         }
     }
 
-    /// Whether the map at hand speaks for every key of the request. If not, another balancer may have added their shard.
+    /// Whether the map at hand speaks for all that the request names. If not, another balancer may have added the shard or server.
     pub(crate) fn knows(&self, request: &Request) -> bool {
         let Some(routes) = self.routes.as_ref().filter(|routes| routes.map().schema.is_some()) else { return false };
         match request {
             Request::Read { range, .. } => routes.covers(*range),
             Request::Write { operations, .. } => operations.iter().all(|operation| routes.shard_at(operation.key()).is_some()),
+            Request::ReadServer { server, .. } => routes.map().server_named(server).is_some(),
             Request::Init { .. }
-            | Request::Status
+            | Request::Status { .. }
             | Request::Add { .. }
             | Request::Remove { .. }
-            | Request::ReadServer { .. }
             | Request::Primary { .. }
             | Request::PickServer { .. } => true,
         }
@@ -393,7 +393,7 @@ impl Router {
                 Ok(Job::Write(write))
             }
             Request::PickServer { request_id } => Ok(Job::Pick(pick::Pick::new(routes, request_id)?)),
-            Request::Init { .. } | Request::Status | Request::Add { .. } | Request::Remove { .. } | Request::Primary { .. } => {
+            Request::Init { .. } | Request::Status { .. } | Request::Add { .. } | Request::Remove { .. } | Request::Primary { .. } => {
                 panic!("not a request of the data path: {request:?}")
             }
         }

@@ -26,6 +26,17 @@ pub(super) struct Admin {
 }
 
 impl BalancerMachine {
+    /// Whether only a map that is read after the request came can answer it.
+    pub(super) fn wants_newer(&self, request: &Request) -> bool {
+        match request {
+            Request::Status { fresh } => *fresh,
+            // What is known shows how things stand; that something is not there only a newer map shows.
+            Request::Primary { shard, change: false } => self.known.as_ref().is_none_or(|(_, map)| map.shard_named(shard).is_none()),
+            Request::Init { .. } | Request::Add { .. } | Request::Remove { .. } | Request::Primary { change: true, .. } => true,
+            Request::Read { .. } | Request::ReadServer { .. } | Request::Write { .. } | Request::PickServer { .. } => false,
+        }
+    }
+
     /// Answers who waits and can be answered.
     pub(super) fn answer(&mut self, now: Instant, out: &mut Vec<BalancerEffect>) {
         let known = self.known.clone();
@@ -35,7 +46,8 @@ impl BalancerMachine {
             if let Some((version, map)) = &known {
                 reply = match (&admin.goal, &admin.request) {
                     (Some(goal), _) => goal.reached(map, &self.observed, now),
-                    (None, Request::Status) => {
+                    (None, request) if admin.operation >= self.confirmed && self.wants_newer(request) => None,
+                    (None, Request::Status { .. }) => {
                         let requests = self.router.request_counts();
                         let after = self.config.replace_after;
                         Some(Reply::Status(Box::new(status::status(*version, map, &self.observed, &self.drives, requests, after, now))))
@@ -135,7 +147,7 @@ impl BalancerMachine {
                 Some(id) => admin::move_primary(map, id, &self.observed, now),
                 None => Err(RequestError::NoSuchShard(shard.clone())),
             }),
-            Request::Status
+            Request::Status { .. }
             | Request::Primary { change: false, .. }
             | Request::Read { .. }
             | Request::ReadServer { .. }

@@ -88,8 +88,20 @@ impl App {
         self.handle.map().map(|(_, map)| map).ok_or_else(|| RequestError::RegisterUnavailable.into())
     }
 
-    fn schema(&self) -> Result<Arc<Schema>, ApiError> {
+    /// A map that says how the cluster is configured. That it is not, only one read from now on says: another balancer may just have.
+    async fn configured_map(&self) -> Result<Arc<ClusterMap>, ApiError> {
         let map = self.map()?;
+        if map.schema.is_some() {
+            return Ok(map);
+        }
+        match self.ask(twinshard_core::request::Request::Status { fresh: true }, self.settings.request_timeout).await? {
+            Reply::Status(status) => Ok(status.map),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn schema(&self) -> Result<Arc<Schema>, ApiError> {
+        let map = self.configured_map().await?;
         map.schema.clone().map(Arc::new).ok_or_else(|| RequestError::NotInitialised.into())
     }
 }
@@ -129,7 +141,7 @@ async fn init(State(app): State<App>, request: Request) -> Answer {
 
 async fn status(State(app): State<App>, request: Request) -> Answer {
     allow(&request, &[Method::GET])?;
-    match app.ask(twinshard_core::request::Request::Status, app.settings.request_timeout).await? {
+    match app.ask(twinshard_core::request::Request::Status { fresh: false }, app.settings.request_timeout).await? {
         Reply::Status(status) => Ok(json_response(StatusCode::OK, &status_json(&status))),
         other => Err(unexpected(&other)),
     }
@@ -290,7 +302,7 @@ async fn add(State(app): State<App>, request: Request) -> Answer {
     let new_shards = match call.json.get("new_shards") {
         None | Some(Value::Null) => Vec::new(),
         Some(shards) => {
-            let map = app.map()?;
+            let map = app.configured_map().await?;
             let schema = map.schema.as_ref().ok_or(RequestError::NotInitialised)?;
             json::shards(shards, schema.key_name())?
         }
@@ -321,7 +333,7 @@ async fn remove(State(app): State<App>, request: Request) -> Answer {
     let server_count = json::count(&call.json, "n")?;
     let accept_data_loss = json::flag(&call.json, "accept_data_loss")?;
     let hostnames = call.json.get("hostnames").filter(|names| !names.is_null());
-    let map = app.map()?;
+    let map = app.configured_map().await?;
     let capped = hostnames.is_some() || (map.schema.is_none() && call.json.get("servers").is_none());
     let mut servers = match hostnames.or_else(|| call.json.get("servers").filter(|servers| !servers.is_null())) {
         Some(names) => json::texts(names, if capped { "hostnames" } else { "servers" })?,
@@ -384,7 +396,7 @@ async fn read(State(app): State<App>, request: Request) -> Answer {
     allow(&request, &[Method::GET, Method::POST])?;
     let lines = request.headers().get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).is_some_and(wants_lines);
     let call = Call::read(request, &app.settings).await?;
-    let schema = app.schema()?;
+    let schema = app.schema().await?;
     let (value, name) = key_field(&call, &schema)?;
     let mut range = json::range(value, &name)?;
     let limit = json::optional_count(&call.json, "limit")?;

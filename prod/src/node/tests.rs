@@ -117,7 +117,7 @@ impl<N: Network> Cluster<N> {
     }
 
     async fn status(&self) -> Status {
-        match self.ask(Request::Status).await {
+        match self.ask(Request::Status { fresh: false }).await {
             Reply::Status(status) => *status,
             other => panic!("{other:?}"),
         }

@@ -201,7 +201,7 @@ impl Recorder {
             // Requests that are not about rows leave no calls.
             (
                 Request::Init { .. }
-                | Request::Status
+                | Request::Status { .. }
                 | Request::Add { .. }
                 | Request::Remove { .. }
                 | Request::ReadServer { .. }

@@ -262,7 +262,7 @@ fn request(plan: &Plan, planned: &PlannedOperation) -> Option<Request> {
             Request::Remove { server_count: 1, servers: vec![name.clone()], accept_data_loss: false, capped: false }
         }
         Action::MovePrimary { shard } => Request::Primary { shard: shard.clone(), change: true },
-        Action::Status => Request::Status,
+        Action::Status => Request::Status { fresh: false },
         Action::Raw(request) => request.clone(),
     })
 }

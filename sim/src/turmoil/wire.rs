@@ -74,7 +74,7 @@ pub fn call(schema: &Schema, request: &Request) -> Option<Call> {
             }
             plain(Method::POST, "/init", body)
         }
-        Request::Status => plain(Method::GET, "/status", Json::Null),
+        Request::Status { .. } => plain(Method::GET, "/status", Json::Null),
         Request::Add { server_count, new_shards, servers, strict: true } => {
             let body = json!({ "n": server_count, "new_shards": shards_json(new_shards, schema), "servers": servers_json(servers) });
             plain(Method::POST, "/add", body)
@@ -261,7 +261,7 @@ fn success(schema: &Schema, request: &Request, seen: &BTreeMap<ShardId, LogIndex
             let server = json.get("primary_server")?.as_str().map(Into::into);
             Reply::Primary { server, epoch: Epoch(json.get("epoch")?.as_u64()?) }
         }
-        Request::Status | Request::ReadServer { .. } | Request::PickServer { .. } => return None,
+        Request::Status { .. } | Request::ReadServer { .. } | Request::PickServer { .. } => return None,
     })
 }
 

@@ -140,7 +140,7 @@ fn router_never_controls_and_a_controller_takes_no_reads_and_writes() {
     world.run(10_000);
     assert!(!world.nodes[router].machine.is_controlling() && world.nodes[controller].machine.is_controlling());
     let picked = [router, controller].map(|node| world.ask(node, Request::PickServer { request_id: 1 }));
-    let status = world.ask(controller, Request::Status);
+    let status = world.ask(controller, Request::Status { fresh: false });
     world.run(100);
     assert!(world.replies(picked[0]).iter().all(|reply| *reply != Reply::Failed(RequestError::OnlyControls)));
     assert_eq!(world.replies(picked[1]), [Reply::Failed(RequestError::OnlyControls)]);
@@ -197,7 +197,7 @@ fn own_pause_makes_nobody_suspect() {
 #[test]
 fn beat_that_is_older_than_the_last_is_ignored() {
     let mut world = World::serving(1);
-    let asked = world.ask(A, Request::Status);
+    let asked = world.ask(A, Request::Status { fresh: false });
     let [Reply::Status(before)] = &world.replies(asked)[..] else { panic!() };
     let owner = world.servers[&S2].owner;
     let old = |owner| ToBalancer::Beat { beat: 1, owner, map_version: MapVersion(0), replicas: vec![] };
@@ -205,14 +205,14 @@ fn beat_that_is_older_than_the_last_is_ignored() {
     world.tell(A, S2, old(owner));
     world.tell(A, S2, old(OwnerNumber(99)));
     world.tell(A, ServerId(9), old(owner));
-    let asked = world.ask(A, Request::Status);
+    let asked = world.ask(A, Request::Status { fresh: false });
     let [Reply::Status(after)] = &world.replies(asked)[..] else { panic!() };
     assert_eq!(before.servers[&S2].replicas, after.servers[&S2].replicas);
     assert_eq!((after.servers.len(), after.servers[&S2].respawn_count), (3, before.servers[&S2].respawn_count));
     assert!(world.sent(A, |message| matches!(message, ToServer::Map { .. })).is_empty());
     // The newest counts, and shows that the server runs anew.
     world.tell(A, S2, ToBalancer::Beat { beat: 1_000_000, owner: OwnerNumber(99), map_version: MapVersion(0), replicas: vec![] });
-    let asked = world.ask(A, Request::Status);
+    let asked = world.ask(A, Request::Status { fresh: false });
     let [Reply::Status(after)] = &world.replies(asked)[..] else { panic!() };
     assert!(after.servers[&S2].replicas.is_empty());
     assert_eq!(after.servers[&S2].respawn_count, before.servers[&S2].respawn_count + 1);

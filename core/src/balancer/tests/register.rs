@@ -217,3 +217,48 @@ fn requests_that_want_the_register_read_do_not_keep_it_from_being_written() {
     }
     assert_ne!(world.map.shards[&SH1].current.clone().unwrap().primary, led.primary);
 }
+
+/// Asks the second balancer for what the first has just set up, after its last read of the register began.
+fn asked_of_the_other(request: Request) -> (World, Token) {
+    let mut world = World::new(2);
+    world.run(200);
+    world.nodes[B].holds = true;
+    // Its next poll begins here, and its answer shows the register as it is before.
+    world.run(600);
+    let initialised = world.ask(A, init_request(3));
+    world.run(2_000);
+    assert_eq!(world.replies(initialised), [Reply::Initialised]);
+    let token = world.ask(B, request);
+    assert!(world.release_one(B));
+    (world, token)
+}
+
+#[test]
+fn what_the_map_at_hand_does_not_know_is_refused_only_by_one_read_since() {
+    let range = KeyRange::ALL;
+    let requests = [
+        Request::Status { fresh: true },
+        Request::Primary { shard: "sh1".into(), change: false },
+        Request::ReadServer { server: "Server0".into(), shard: None, range, limit: 1 },
+        Request::Write {
+            operations: vec![crate::command::Operation::Delete { key: crate::value::Key(1) }],
+            on_conflict: None,
+            idempotency: None,
+        },
+        Request::Read { range: KeyRange { high: range.low, ..range }, limit: 1, consistency: Consistency::Linearizable },
+    ];
+    for request in requests {
+        let (mut world, token) = asked_of_the_other(request.clone());
+        assert_eq!(world.replies(token), [], "{request:?} was answered by a map read before it came");
+        world.release(B);
+        let replies = world.replies(token);
+        let refused =
+            |reply: &Reply| matches!(reply, Reply::Failed(_)) || matches!(reply, Reply::Status(status) if status.map.schema.is_none());
+        assert!(!replies.iter().any(refused), "{request:?} was answered {replies:?}");
+    }
+    let (world, token) = asked_of_the_other(Request::Status { fresh: false });
+    assert!(
+        matches!(&world.replies(token)[..], [Reply::Status(status)] if status.map.schema.is_none()),
+        "how things stand is told at once"
+    );
+}

@@ -89,7 +89,7 @@ async fn execute_on_one(app: &App, call: &Call, operation: Operation, message: S
 pub(super) async fn write(State(app): State<App>, request: Request) -> Answer {
     allow(&request, &[Method::POST])?;
     let call = Call::read(request, &app.settings).await?;
-    let schema = app.schema()?;
+    let schema = app.schema().await?;
     let rows = json::rows(&schema, &call.json, app.settings.rows_max)?;
     let on_conflict = json::on_conflict(&call.json)?;
     let count = rows.len() as u64;
@@ -102,7 +102,7 @@ pub(super) async fn write(State(app): State<App>, request: Request) -> Answer {
 pub(super) async fn update(State(app): State<App>, request: Request) -> Answer {
     allow(&request, &[Method::PUT])?;
     let call = Call::read(request, &app.settings).await?;
-    let schema = app.schema()?;
+    let schema = app.schema().await?;
     let (value, name) = key_field(&call, &schema)?;
     let key = json::key(value, &name)?;
     let set = json::changes(&schema, key, json::field(&call.json, "data")?)?;
@@ -113,7 +113,7 @@ pub(super) async fn update(State(app): State<App>, request: Request) -> Answer {
 pub(super) async fn delete(State(app): State<App>, request: Request) -> Answer {
     allow(&request, &[Method::DELETE])?;
     let call = Call::read(request, &app.settings).await?;
-    let schema = app.schema()?;
+    let schema = app.schema().await?;
     let (value, name) = key_field(&call, &schema)?;
     let key = json::key(value, &name)?;
     let message = format!("Data entry with {name}:{key} removed from all replicas");
