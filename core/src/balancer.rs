@@ -319,8 +319,10 @@ impl BalancerMachine {
         self.dirty |= !matches!(message, ToBalancer::Executed { .. } | ToBalancer::ReadDone { .. } | ToBalancer::Home { .. });
         match message {
             ToBalancer::Beat { beat, owner, map_version, replicas } => {
-                let leads: Vec<_> =
-                    replicas.iter().filter_map(|status| Some((status.replica, status.shard, status.promised, status.lead?))).collect();
+                let leads: Vec<_> = replicas
+                    .iter()
+                    .filter_map(|status| Some((status.replica, status.shard, status.promised, status.lead?, status.lead_progress)))
+                    .collect();
                 let beat = Beat { beat, owner, map_version, replicas };
                 let Some(owner) = self.observed.heard(now, from, beat, self.operations_begun) else { return };
                 if owner != Owner::Same {
@@ -330,7 +332,10 @@ impl BalancerMachine {
                     // Nothing is created for an owner before the map was read since (R17).
                     self.must_read |= self.controlling;
                 }
-                for (replica, shard, epoch, lead) in leads {
+                for (replica, shard, epoch, lead, progress) in leads {
+                    if lead == crate::message::LeadStage::Installing {
+                        self.drives.moves(&map, replica, epoch, progress, now);
+                    }
                     self.drives.progress(&map, replica, epoch, lead, now);
                     let active = lead == crate::message::LeadStage::Active;
                     self.router.set_leader_hint(now, shard, replica, epoch, active, out);

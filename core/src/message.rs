@@ -251,6 +251,8 @@ pub struct ReplicaStatus {
     pub promised: Epoch,
     /// How far it leads `promised`; `None` if it does not.
     pub lead: Option<LeadStage>,
+    /// How much it has done of what `lead` is about, in no unit: while it changes, `lead` is not stuck.
+    pub lead_progress: u64,
     /// The end of its log.
     pub last: Position,
     /// What it knows to be committed.

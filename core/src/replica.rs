@@ -343,6 +343,7 @@ impl Replica {
             lost: self.lost,
             promised: self.promised,
             lead: self.lead_stage(self.promised),
+            lead_progress: self.lead_progress(),
             last: self.log.last(),
             commit: marks.commit,
             applied: marks.applied,
@@ -372,13 +373,24 @@ impl Replica {
         }
     }
 
+    /// How much of the installing is done: of the log that is fetched, or of what the members are brought. Bounded, since neither grows.
+    fn lead_progress(&self) -> u64 {
+        match &self.role {
+            Role::Fetching(fetch) => fetch.progress(),
+            Role::Leading(lead) if lead.stage == LeadStage::Installing => lead.matched_count(),
+            Role::Leading(_) | Role::Backup => 0,
+        }
+    }
+
     /// Takes a message of another replica.
     pub(crate) fn message(&mut self, now: Instant, message: ReplicaMessage) {
         let ReplicaMessage { from, to: _, epoch, body } = message;
         if self.lost.is_some() || from == self.id {
             return;
         }
-        self.heard_follower(now, from);
+        if let ReplicaBody::Appended { .. } | ReplicaBody::Mismatch { .. } | ReplicaBody::RoundConfirmed { .. } = &body {
+            self.reached(now, from, epoch);
+        }
         match body {
             ReplicaBody::Append { previous, entries, commit } => self.on_append(now, from, epoch, previous, entries, commit),
             ReplicaBody::NeedSnapshot { base } => self.on_need_snapshot(now, from, epoch, base),

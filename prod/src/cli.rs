@@ -1,5 +1,6 @@
 //! The `twinshard` program: one command a module. Prints for people; decides nothing.
 
+mod access;
 mod bench;
 pub mod client;
 mod demo;
@@ -11,7 +12,7 @@ mod topology;
 mod up;
 
 use clap::{Parser, Subcommand};
-use std::{fmt, process::ExitCode};
+use std::{fmt, path::Path, process::ExitCode};
 
 /// A sharded, replicated row store behind an HTTP load balancer, rehearsed in simulation.
 #[derive(Debug, Parser)]
@@ -42,27 +43,36 @@ enum Command {
     Purge(purge::Purge),
 }
 
-/// Why a command failed, in words for the person who ran it. Exit code 1.
+/// Why a command failed, in words for the person who ran it. Exit code 1, or 2 for its usage.
 #[derive(Debug)]
-pub struct Failure(String);
+pub struct Failure {
+    words: String,
+    is_usage: bool,
+}
 
 impl Failure {
     /// With these words.
     #[must_use]
     pub fn new(words: impl Into<String>) -> Self {
-        Self(words.into())
+        Self { words: words.into(), is_usage: false }
+    }
+
+    /// The command was not given as it should be.
+    #[must_use]
+    pub fn usage(words: impl Into<String>) -> Self {
+        Self { words: words.into(), is_usage: true }
     }
 }
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&self.words)
     }
 }
 
 impl<E: std::error::Error> From<E> for Failure {
     fn from(error: E) -> Self {
-        Self(error.to_string())
+        Self::new(error.to_string())
     }
 }
 
@@ -94,9 +104,13 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             eprintln!("twinshard: {failure}");
-            ExitCode::FAILURE
+            if failure.is_usage { ExitCode::from(2) } else { ExitCode::FAILURE }
         }
     }
+}
+
+fn make_dir(dir: &Path) -> Result<(), Failure> {
+    std::fs::create_dir_all(dir).map_err(|error| Failure::new(format!("could not make {}: {error}", dir.display())))
 }
 
 /// Logs to standard error, at the level that `TWINSHARD_LOG` says (default `info`).

@@ -1,6 +1,7 @@
 //! HTTP/JSON for clients, people and tools (API.md): routers over the handles, and the loop that serves them on any network. Decides nothing
 //! about data; every answer is JSON, also every refusal.
 
+pub mod access;
 pub mod balancer;
 pub mod error;
 mod guard;
@@ -11,6 +12,7 @@ pub mod server;
 mod stream;
 
 use crate::net::Network;
+use access::Access;
 use axum::{
     Router,
     body::{Body, Bytes},
@@ -19,6 +21,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use error::ApiError;
+pub use guard::Hosts;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::server::conn::http1;
 use hyper_util::{
@@ -55,8 +58,10 @@ pub struct HttpSettings {
     pub requests_max: usize,
     /// What writes do with a key that exists, where neither the request nor /init says.
     pub on_conflict: OnConflict,
-    /// Whether any Host but localhost, 127.0.0.1 and [::1] is refused (DESIGN 8: on loopback).
-    pub loopback_hosts_only: bool,
+    /// Which Host a request may name (DESIGN 8).
+    pub hosts: Hosts,
+    /// Who is let in.
+    pub access: Access,
 }
 
 impl Default for HttpSettings {
@@ -71,7 +76,8 @@ impl Default for HttpSettings {
             connections_max: 4_096,
             requests_max: 4_096,
             on_conflict: OnConflict::Replace,
-            loopback_hosts_only: true,
+            hosts: Hosts::Loopback,
+            access: Access::Open,
         }
     }
 }

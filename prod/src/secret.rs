@@ -1,8 +1,9 @@
-//! The cluster secret: 32 random bytes in a file that only its owner can read. It never leaves the process; peers prove that they
-//! have it (DESIGN 8).
+//! Secrets: 32 random bytes in a file that only its owner can read. That of the cluster never leaves the process: peers prove that they
+//! have it (DESIGN 8). The others are tokens that clients show.
 
 use crate::entropy::{Entropy, keyed};
 use hmac::Mac;
+use http::HeaderValue;
 use std::{
     fmt, fs,
     io::{self, Read, Write},
@@ -11,7 +12,7 @@ use std::{
 };
 use thiserror::Error;
 
-/// What the nodes of a cluster share. Does not show itself.
+/// What the nodes of a cluster share, or a token. Does not show itself.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret([u8; 32]);
 
@@ -19,7 +20,7 @@ pub struct Secret([u8; 32]);
 #[derive(Debug, Error)]
 pub enum SecretError {
     /// The file system said no.
-    #[error("the cluster secret {path} cannot be used: {source}")]
+    #[error("the secret {path} cannot be used: {source}")]
     Io {
         /// Where.
         path: PathBuf,
@@ -27,7 +28,7 @@ pub enum SecretError {
         source: io::Error,
     },
     /// Others than its owner may read or write it.
-    #[error("the cluster secret {path} has mode {mode:03o}; only its owner may have access: chmod 600 {path}")]
+    #[error("the secret {path} has mode {mode:03o}; only its owner may have access: chmod 600 {path}")]
     TooOpen {
         /// Where.
         path: PathBuf,
@@ -35,13 +36,13 @@ pub enum SecretError {
         mode: u32,
     },
     /// It is not 64 hexadecimal digits.
-    #[error("the cluster secret {path} is not 64 hexadecimal digits")]
+    #[error("the secret {path} is not 64 hexadecimal digits")]
     Malformed {
         /// Where.
         path: PathBuf,
     },
     /// The system has no entropy.
-    #[error("no random bytes for the cluster secret: {0}")]
+    #[error("no random bytes for a secret: {0}")]
     Entropy(getrandom::Error),
 }
 
@@ -87,11 +88,7 @@ impl Secret {
         // Written aside and linked in place, so that a crash leaves no half secret and of two that start at once one wins.
         let aside = path.with_extension(format!("new.{}", std::process::id()));
         let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&aside).map_err(io)?;
-        let mut text = String::with_capacity(65);
-        for byte in bytes {
-            text.push_str(&format!("{byte:02x}"));
-        }
-        text.push('\n');
+        let text = digits(&bytes) + "\n";
         let written = file.write_all(text.as_bytes()).and_then(|()| file.sync_all());
         let linked = written.and_then(|()| fs::hard_link(&aside, path));
         fs::remove_file(&aside).map_err(io)?;
@@ -100,6 +97,21 @@ impl Secret {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Self::load(path),
             Err(source) => Err(io(source)),
         }
+    }
+
+    /// As clients show it. The value is marked as one not to be printed.
+    #[must_use]
+    pub fn bearer(&self) -> HeaderValue {
+        // Digits alone are always a header's value.
+        let mut value = HeaderValue::from_str(&format!("Bearer {}", digits(&self.0))).unwrap_or_else(|_| HeaderValue::from_static(""));
+        value.set_sensitive(true);
+        value
+    }
+
+    /// Whether these are its digits. Takes the same time for every text of one length.
+    pub(crate) fn is_text(&self, text: &str) -> bool {
+        // Proofs are compared, which tell nothing of where the texts differ.
+        self.verify(&[text.as_bytes()], &self.prove(&[digits(&self.0).as_bytes()]))
     }
 
     /// The proof over these parts, each of which has a fixed length.
@@ -125,6 +137,10 @@ impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Secret(..)")
     }
+}
+
+fn digits(bytes: &[u8; 32]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn parse(text: &str) -> Option<[u8; 32]> {

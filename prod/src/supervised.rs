@@ -356,7 +356,8 @@ mod tests {
     use twinshard_core::id::{BalancerId, ClusterId, SessionId};
 
     fn services(disk: &MemoryDisk) -> Services {
-        let settings = ProcessSettings { program: "/nowhere/twinshard".into(), dir: "/nowhere".into(), cluster: ClusterId(7) };
+        let settings =
+            ProcessSettings { program: "/nowhere/twinshard".into(), dir: "/nowhere".into(), cluster: ClusterId(7), tokens: None };
         let register = RedbRegister::open_on(disk, &ClusterMap { cluster: ClusterId(7), ..ClusterMap::default() }).unwrap();
         Services { provisioner: Arc::new(ProcessProvisioner::new(settings)), register: Arc::new(Mutex::new(register)) }
     }

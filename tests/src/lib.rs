@@ -1,6 +1,8 @@
 //! Tests that need more than one crate, as one binary. Nothing here is used by anything else.
 
 #[cfg(test)]
+mod access;
+#[cfg(test)]
 mod api;
 #[cfg(test)]
 mod cli;

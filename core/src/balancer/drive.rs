@@ -20,7 +20,10 @@ const SOURCE_PASSED_OVER: Duration = Duration::from_millis(4_000);
 #[derive(Clone, Debug)]
 struct Proposal {
     epoch: Epoch,
-    began: Instant,
+    /// When its primary came further last, or when it began.
+    moved: Instant,
+    /// How far it is ([`crate::message::ReplicaStatus::lead_progress`]).
+    progress: u64,
     /// Promises of this epoch by members of current, with the ends of their logs (R6, R11).
     promises: BTreeMap<ReplicaId, Position>,
     /// The best of a full set of promises, once there was one (R12). Kept: a second install never changes its source (R13).
@@ -78,9 +81,9 @@ impl Drives {
         self.shards.get(&shard).map_or(0, |drive| drive.attempts)
     }
 
-    /// How long the proposal has stood, as far as this balancer has watched.
+    /// For how long nothing has come of the proposal, as far as this balancer has watched.
     pub(crate) fn stood(&self, shard: ShardId, epoch: Epoch, now: Instant) -> Duration {
-        self.proposal(shard, epoch).map_or(Duration::ZERO, |proposal| now.since(proposal.began))
+        self.proposal(shard, epoch).map_or(Duration::ZERO, |proposal| now.since(proposal.moved))
     }
 
     /// How long the shard is known to this balancer.
@@ -126,8 +129,15 @@ impl Drives {
             match pending {
                 Some(epoch) => {
                     drive.attempts += u64::from(known.is_some());
-                    drive.proposal =
-                        Some(Proposal { epoch, began: now, promises: BTreeMap::new(), source: None, installed: false, superseded: false });
+                    drive.proposal = Some(Proposal {
+                        epoch,
+                        moved: now,
+                        progress: 0,
+                        promises: BTreeMap::new(),
+                        source: None,
+                        installed: false,
+                        superseded: false,
+                    });
                 }
                 None => {
                     drive.attempts = 0;
@@ -147,6 +157,19 @@ impl Drives {
             proposal.promises.entry(replica).or_insert(last);
         } else if epoch > proposal.epoch {
             proposal.superseded = true;
+        }
+    }
+
+    /// The primary of the proposal said how much it has done. Replacing it would throw that away, so what it is doing is let go on.
+    pub(crate) fn moves(&mut self, map: &ClusterMap, replica: ReplicaId, epoch: Epoch, progress: u64, now: Instant) {
+        let Some(record) = map.replicas.get(&replica) else { return };
+        let is_primary = |pending: &Configuration| pending.epoch == epoch && pending.primary == replica;
+        if !map.shards.get(&record.shard).and_then(|shard| shard.pending.as_ref()).is_some_and(is_primary) {
+            return;
+        }
+        let proposal = self.shards.get_mut(&record.shard).and_then(|drive| drive.proposal.as_mut());
+        if let Some(proposal) = proposal.filter(|proposal| proposal.epoch == epoch && proposal.progress != progress) {
+            (proposal.progress, proposal.moved) = (progress, now);
         }
     }
 

@@ -92,6 +92,7 @@ impl Replica {
             return;
         }
         let stage = StageId(self.mint());
+        self.fetch_begins_snapshot();
         self.intake = Some(Intake { source, epoch: self.promised, stage, snapshot: None, cursor: None, staging: None, resend_at: now });
         if self.context.planted.has(Bug::SnapshotInTwoPersists) {
             // Planted: the old log goes first, the snapshot follows in a later persist.
@@ -134,7 +135,7 @@ impl Replica {
         let next = chunk.next.clone();
         let (stage, last) = (intake.stage, next.is_none());
         intake.staging = Some(next);
-        self.fetch_moves(now);
+        self.fetch_has_piece(now, false);
         self.store(StorePurpose::Stage(stage), StoreCommand::Stage { stage, position, chunk, last });
     }
 
@@ -149,7 +150,7 @@ impl Replica {
         }
         if next.is_some() {
             intake.cursor = next;
-            self.fetch_moves(now);
+            self.fetch_has_piece(now, true);
             self.ask_piece(now);
             return;
         }

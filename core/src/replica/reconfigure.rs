@@ -36,6 +36,14 @@ pub(super) struct Fetch {
     entries: Vec<Arc<Entry>>,
     /// A snapshot that lies staged whole: the entries follow it.
     staged: Option<(StageId, Position)>,
+    /// How often `after` was moved down to where the logs may agree.
+    steps_down: u64,
+    /// How many pieces of the snapshot under way are here.
+    piece_count: u64,
+    /// Whether the next one has come and is being staged.
+    piece_came: bool,
+    /// The most that was here so far. What is fetched again is no progress.
+    progress: u64,
     resend_at: Instant,
     give_up_at: Instant,
 }
@@ -51,6 +59,11 @@ impl Fetch {
 
     pub(super) fn is_from(&self, source: ReplicaId) -> bool {
         !self.failed && self.install.source == source
+    }
+
+    /// How much of it is done.
+    pub(super) const fn progress(&self) -> u64 {
+        self.progress
     }
 
     /// The end of what is here aside.
@@ -143,6 +156,10 @@ impl Replica {
             agreed: false,
             entries: Vec::new(),
             staged: None,
+            steps_down: 0,
+            piece_count: 0,
+            piece_came: false,
+            progress: 0,
             resend_at: now,
             give_up_at: now + self.context.settings.fetch_timeout,
         }
@@ -188,16 +205,13 @@ impl Replica {
         }
     }
 
-    /// Whether a message of that sender and epoch belongs to the fetch under way, which then is not stuck.
-    fn fetch_from(&mut self, now: Instant, from: ReplicaId, epoch: Epoch) -> Option<&mut Fetch> {
-        let give_up_at = now + self.context.settings.fetch_timeout;
-        let fetch = self.fetch_mut().filter(|fetch| fetch.install.source == from && fetch.epoch() == epoch)?;
-        fetch.give_up_at = give_up_at;
-        Some(fetch)
+    /// The fetch under way, if a message of that sender and epoch belongs to it.
+    fn fetch_from(&mut self, from: ReplicaId, epoch: Epoch) -> Option<&mut Fetch> {
+        self.fetch_mut().filter(|fetch| fetch.install.source == from && fetch.epoch() == epoch)
     }
 
     pub(super) fn on_log_part(&mut self, now: Instant, from: ReplicaId, epoch: Epoch, previous: Position, entries: Vec<Arc<Entry>>) {
-        let Some(fetch) = self.fetch_from(now, from, epoch) else { return };
+        let Some(fetch) = self.fetch_from(from, epoch) else { return };
         // A piece that does not continue what is here was asked for before: nothing is lost by dropping it.
         let last = fetch.install.source_last;
         if previous != fetch.end() || !is_contiguous(previous, &entries) || entries.last().is_some_and(|entry| entry.position > last) {
@@ -205,6 +219,7 @@ impl Replica {
         }
         fetch.agreed = true;
         fetch.entries.extend(entries);
+        self.fetch_moves(now);
         self.ask_log(now);
     }
 
@@ -212,7 +227,7 @@ impl Replica {
         let (own, own_base, own_last) = (self.log.candidate(hint), self.log.base(), self.log.last());
         // Where the logs part before the source's base, only its snapshot helps. Its base is committed: another entry of that index is not.
         let parts_before_base = parts_before(own, base);
-        let Some(fetch) = self.fetch_from(now, from, epoch) else { return };
+        let Some(fetch) = self.fetch_from(from, epoch) else { return };
         if fetch.agreed {
             return; // Late.
         }
@@ -233,6 +248,8 @@ impl Replica {
             self.take_in(now, source);
         } else if own < fetch.after {
             fetch.after = own;
+            fetch.steps_down += 1;
+            self.fetch_moves(now);
             self.ask_log(now);
         }
     }
@@ -258,6 +275,7 @@ impl Replica {
         fetch.after = position;
         fetch.agreed = false;
         fetch.entries.clear();
+        self.fetch_has_piece(now, true);
         self.ask_log(now);
     }
 
@@ -355,10 +373,29 @@ impl Replica {
         }
     }
 
-    /// The fetch is alive: its snapshot moves.
-    pub(super) fn fetch_moves(&mut self, now: Instant) {
-        let give_up_at = now + self.context.settings.fetch_timeout;
+    /// A fetch begins a snapshot from its start.
+    pub(super) fn fetch_begins_snapshot(&mut self) {
         if let Some(fetch) = self.fetch_mut() {
+            (fetch.piece_count, fetch.piece_came) = (0, false);
+        }
+    }
+
+    /// The next piece of the snapshot has come, or is staged.
+    pub(super) fn fetch_has_piece(&mut self, now: Instant, is_staged: bool) {
+        if let Some(fetch) = self.fetch_mut() {
+            fetch.piece_count += u64::from(is_staged);
+            fetch.piece_came = !is_staged;
+        }
+        self.fetch_moves(now);
+    }
+
+    /// If there is more here than ever, the fetch is not stuck. An answer alone does not say so.
+    fn fetch_moves(&mut self, now: Instant) {
+        let give_up_at = now + self.context.settings.fetch_timeout;
+        let Some(fetch) = self.fetch_mut() else { return };
+        let progress = fetch.steps_down + 2 * fetch.piece_count + u64::from(fetch.piece_came) + fetch.entries.len() as u64;
+        if progress > fetch.progress {
+            fetch.progress = progress;
             fetch.give_up_at = give_up_at;
         }
     }

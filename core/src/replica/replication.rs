@@ -41,6 +41,12 @@ pub(super) struct Lead {
 }
 
 impl Lead {
+    /// How many entries up to the barrier the members have, taken together.
+    pub(super) fn matched_count(&self) -> u64 {
+        let members = self.followers.iter().filter(|(id, _)| self.config.has(**id));
+        members.map(|(_, follower)| follower.matched.min(self.barrier).0).sum()
+    }
+
     pub(super) const fn epoch(&self) -> Epoch {
         self.config.epoch
     }
@@ -87,7 +93,7 @@ pub(super) struct Follower {
     send_at: Instant,
     /// How often it was sent to again without an answer.
     silence_count: u32,
-    /// When it was heard of last, in this epoch.
+    /// When it answered last, in this epoch.
     heard_at: Instant,
     /// How many messages went to it since.
     unanswered_count: u32,
@@ -460,9 +466,10 @@ impl Replica {
         self.lead()?.followers.values().map(|follower| follower.send_at).min()
     }
 
-    /// A message of a follower came, of whatever kind.
-    pub(super) fn heard_follower(&mut self, now: Instant, from: ReplicaId) {
-        if let Some(follower) = self.lead_mut().and_then(|lead| lead.followers.get_mut(&from)) {
+    /// An answer of a follower came, which shows that messages of this epoch reach it. Others, such as its reads, show only that it lives.
+    pub(super) fn reached(&mut self, now: Instant, from: ReplicaId, epoch: Epoch) {
+        let lead = self.lead_mut().filter(|lead| lead.epoch() == epoch);
+        if let Some(follower) = lead.and_then(|lead| lead.followers.get_mut(&from)) {
             follower.heard_at = now;
             follower.unanswered_count = 0;
         }

@@ -2,7 +2,8 @@
 
 use super::{
     Failure,
-    client::{Client, ClientError},
+    access::Target,
+    client::ClientError,
     load::{Plan, ReadBack, WriteRecord, micros, read_back},
     topology::{self, Run},
 };
@@ -41,9 +42,8 @@ a1: 6 servers, 4 shards, 3 replicas.  a2: 7 servers, 4 shards, 7 replicas.  a3: 
 A cluster that is not initialised is initialised with the topology of the run; one that is, is used as it is.
 Exit code 0: no error and every acknowledged row is there. 1: otherwise. 2: usage.")]
 pub struct Bench {
-    /// The balancer
-    #[arg(long, default_value = "http://127.0.0.1:5000", env = "TWINSHARD_URL", value_parser = Client::check_url)]
-    url: String,
+    #[command(flatten)]
+    target: Target,
     /// Which analysis
     #[arg(long, value_enum)]
     run: Run,
@@ -103,7 +103,7 @@ impl Bench {
     /// # Errors
     /// If the cluster cannot be reached or initialised, if there were errors, or if a row is missing.
     pub async fn run(self) -> Result<(), Failure> {
-        let mut client = Client::new(&self.url, INIT_TIMEOUT)?;
+        let mut client = self.target.client(INIT_TIMEOUT)?;
         let (_, mut status) = client.json(Method::GET, "/status", None).await?;
         if status["schema"].is_null() {
             let (code, answer) = client.json(Method::POST, "/init", Some(&topology::init(self.run))).await?;
@@ -173,7 +173,7 @@ impl Bench {
         let began = Instant::now();
         let mut workers = JoinSet::new();
         for worker in 0..self.workers {
-            let mut client = Client::new(&self.url, REQUEST_TIMEOUT)?;
+            let mut client = self.target.client(REQUEST_TIMEOUT)?;
             let (plan, next, bar) = (Arc::clone(plan), Arc::clone(&next), bar.clone());
             let (requests, seed) = (self.requests, self.seed);
             workers.spawn(async move {

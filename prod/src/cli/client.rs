@@ -1,8 +1,9 @@
 //! A small HTTP/1.1 client for the program's own commands: one keep-alive connection, a deadline for every request, a new connection
 //! after any failure.
 
+use crate::secret::Secret;
 use bytes::Bytes;
-use http::{Method, Request, StatusCode, header};
+use http::{HeaderValue, Method, Request, StatusCode, header};
 use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper_util::rt::TokioIo;
@@ -63,6 +64,8 @@ impl Answer {
 pub struct Client {
     address: String,
     timeout: Duration,
+    /// What it shows of itself.
+    authorization: Option<HeaderValue>,
     connection: Option<(SendRequest<Full<Bytes>>, JoinHandle<()>)>,
 }
 
@@ -86,7 +89,14 @@ impl Client {
         if host.is_empty() || host.contains('/') || port.parse::<u16>().is_err() {
             return Err(bad());
         }
-        Ok(Self { address: rest.to_owned(), timeout, connection: None })
+        Ok(Self { address: rest.to_owned(), timeout, authorization: None, connection: None })
+    }
+
+    /// Shows this token with every request.
+    #[must_use]
+    pub fn with_token(mut self, token: &Secret) -> Self {
+        self.authorization = Some(token.bearer());
+        self
     }
 
     /// Sends a request and reads the whole answer.
@@ -102,13 +112,16 @@ impl Client {
                 Some((sender, task)) if !sender.is_closed() => (sender, task),
                 _ => self.connect().await?,
             };
-            let request = Request::builder()
+            let mut request = Request::builder()
                 .method(method)
                 .uri(path)
                 .header(header::HOST, &self.address)
                 .header(header::CONTENT_TYPE, "application/json")
                 .body(Full::new(Bytes::from(body.unwrap_or_default())))
                 .map_err(|_| ClientError::Url(path.to_owned()))?;
+            if let Some(authorization) = &self.authorization {
+                request.headers_mut().insert(header::AUTHORIZATION, authorization.clone());
+            }
             sender.ready().await?;
             let answer = sender.send_request(request).await?;
             let status = answer.status();

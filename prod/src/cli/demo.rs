@@ -16,6 +16,7 @@ use rand_chacha::{
 };
 use serde_json::{Value, json};
 use std::{
+    net::Ipv4Addr,
     path::PathBuf,
     sync::{
         Arc,
@@ -57,7 +58,7 @@ impl Demo {
         if dir.exists() {
             return Err(Failure::new(format!("{} exists already; the demo wants a directory of its own", dir.display())));
         }
-        let cluster = LocalCluster::start(&dir, 0, 1, PolicyArg::Ring).await?;
+        let cluster = LocalCluster::start(&dir, Ipv4Addr::LOCALHOST.into(), 0, 1, PolicyArg::Ring).await?;
         let result = show(&cluster).await;
         cluster.stop().await;
         match result {

@@ -2,6 +2,8 @@
 
 use super::{
     Failure,
+    access::AccessArgs,
+    make_dir,
     up::{cluster_id, open_register, register_is_where_its_data_is},
 };
 use crate::{
@@ -125,7 +127,7 @@ impl From<OnConflictArg> for OnConflict {
 }
 
 /// What a balancer is told of its work.
-#[derive(Clone, Copy, Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub struct Choices {
     /// How reads are spread over replicas
     #[arg(long, value_enum, default_value_t = PolicyArg::Ring)]
@@ -133,6 +135,8 @@ pub struct Choices {
     /// What writes do with a key that exists, where neither the request nor its /init says
     #[arg(long, value_enum, default_value_t = OnConflictArg::Replace)]
     pub on_conflict: OnConflictArg,
+    #[command(flatten)]
+    pub access: AccessArgs,
     /// Whether it logs failures alone, where `TWINSHARD_LOG` does not say.
     #[arg(skip)]
     pub is_quiet: bool,
@@ -141,7 +145,7 @@ pub struct Choices {
 impl From<PolicyArg> for Choices {
     /// For a cluster whose command tells what happens itself.
     fn from(policy: PolicyArg) -> Self {
-        Self { policy, on_conflict: OnConflictArg::Replace, is_quiet: true }
+        Self { policy, on_conflict: OnConflictArg::Replace, access: AccessArgs::default(), is_quiet: true }
     }
 }
 
@@ -149,15 +153,8 @@ fn cluster(text: &str) -> Result<ClusterId, String> {
     u128::from_str_radix(text, 16).map(ClusterId).map_err(|_| "a cluster id is 32 hexadecimal digits".to_owned())
 }
 
-/// Refuses to listen beyond this machine: nobody is asked who they are yet.
-fn loopback(text: &str) -> Result<SocketAddr, String> {
-    let address: SocketAddr = text.parse().map_err(|_| "an address is IP:PORT, such as 127.0.0.1:5000".to_owned())?;
-    match address.ip() {
-        ip if ip.is_loopback() => Ok(address),
-        IpAddr::V4(_) | IpAddr::V6(_) => {
-            Err("there is no authentication yet, so only loopback addresses (127.0.0.1, [::1]) may be listened on".to_owned())
-        }
-    }
+fn address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| "an address is IP:PORT, such as 127.0.0.1:5000".to_owned())
 }
 
 fn server_name(text: &str) -> Result<String, String> {
@@ -203,7 +200,7 @@ pub struct BalancerCommand {
     #[command(flatten)]
     node: NodeArgs,
     /// Where clients are served
-    #[arg(long, default_value = "127.0.0.1:5000", value_parser = loopback)]
+    #[arg(long, default_value = "127.0.0.1:5000", value_parser = address)]
     listen: SocketAddr,
     #[command(flatten)]
     choices: Choices,
@@ -222,8 +219,11 @@ impl BalancerCommand {
     /// If it cannot start, or its parts fail.
     pub async fn run(self) -> Result<(), Failure> {
         super::log_to_stderr();
+        self.choices.access.check(&[self.listen.ip()])?;
         if !self.node.child {
-            let settings = ProcessSettings { program: std::env::current_exe()?, dir: self.node.dir.clone(), cluster: self.node.cluster };
+            let tokens = self.choices.access.token_dir(&self.node.dir);
+            let program = std::env::current_exe()?;
+            let settings = ProcessSettings { program, dir: self.node.dir.clone(), cluster: self.node.cluster, tokens };
             let provisioner = Arc::new(ProcessProvisioner::new(settings));
             let ready = |http: String| println!("Twinshard's balancer is ready on http://{http}");
             if self.role != RoleArg::Both {
@@ -299,7 +299,8 @@ impl BalancerCommand {
         let config = if self.several { one_of_several(policy, &node.entropy) } else { only_balancer(policy, &node.entropy) };
         let config = BalancerConfig { role, ..config };
         let balancer = BalancerNode::start(BalancerParts { node, config, register, provisioner }).await?;
-        let settings = HttpSettings { on_conflict: self.choices.on_conflict.into(), ..HttpSettings::default() };
+        let (access, hosts) = self.choices.access.settle(&[self.listen.ip()], &self.node.dir)?;
+        let settings = HttpSettings { on_conflict: self.choices.on_conflict.into(), access, hosts, ..HttpSettings::default() };
         let router = http::balancer::router(balancer.handle(), settings.clone());
         let stopper = balancer.stop();
         let watch = stopper.watch();
@@ -351,14 +352,16 @@ pub struct ServerCommand {
     #[arg(long, required_unless_present = "standalone")]
     secret_file: Option<PathBuf>,
     /// Where people and tools are served; port 0 takes any. Left out: 127.0.0.1:5000
-    #[arg(long, value_parser = loopback)]
+    #[arg(long, value_parser = address)]
     listen: Option<SocketAddr>,
     /// Short for --listen 127.0.0.1:PORT
     #[arg(long, conflicts_with = "listen")]
     port: Option<u16>,
     /// Where other nodes are served; port 0 takes any
-    #[arg(long, default_value = "127.0.0.1:0", value_parser = loopback)]
+    #[arg(long, default_value = "127.0.0.1:0", value_parser = address)]
     peer_listen: SocketAddr,
+    #[command(flatten)]
+    access: AccessArgs,
     /// Speak with a supervisor over standard input and output, and end when it does
     #[arg(long, hide = true)]
     child: bool,
@@ -371,12 +374,17 @@ impl ServerCommand {
         self.listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], self.port.unwrap_or(default))))
     }
 
+    fn addresses(&self) -> [IpAddr; 2] {
+        [self.listen_address().ip(), self.peer_listen.ip()]
+    }
+
     /// Runs until it is told to stop.
     ///
     /// # Errors
     /// If it cannot start, or its storage fails.
     pub async fn run(self) -> Result<(), Failure> {
         super::log_to_stderr();
+        self.access.check(&self.addresses())?;
         let result = if self.child {
             let ready =
                 |address: &Address| print_line(&ReadyLine::Ready { http: address.http.to_string(), peer: address.peer.to_string() });
@@ -464,7 +472,8 @@ impl ServerCommand {
     ) -> Result<(), Failure> {
         let address = Address { http: TokioNetwork::local_address(&listener)?.into(), peer: server.peer_address().into() };
         let identity = ServerIdentity { name: self.name.clone(), number: self.number, standalone };
-        let settings = HttpSettings::default();
+        let (access, hosts) = self.access.settle(&self.addresses(), &self.dir)?;
+        let settings = HttpSettings { access, hosts, ..HttpSettings::default() };
         let router = http::server::router(server.handle(), identity, settings.clone());
         let stopper = server.stop();
         ready(&address)?;
@@ -496,10 +505,6 @@ impl Provisioner for Itself {
     async fn stop(&self, _: ServerId, _: &str) -> Result<(), String> {
         Ok(())
     }
-}
-
-fn make_dir(dir: &Path) -> Result<(), Failure> {
-    std::fs::create_dir_all(dir).map_err(|error| Failure::new(format!("could not make {}: {error}", dir.display())))
 }
 
 async fn listen(network: &TokioNetwork, address: SocketAddr) -> Result<<TokioNetwork as Network>::Listener, Failure> {

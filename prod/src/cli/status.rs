@@ -1,6 +1,6 @@
 //! `twinshard status`: the cluster as a table.
 
-use super::{Failure, client::Client};
+use super::{Failure, access::Target};
 use clap::Args;
 use http::Method;
 use serde_json::Value;
@@ -18,9 +18,8 @@ const TIMEOUT: Duration = Duration::from_secs(12);
 A replica is written SERVER:ROLE+LAG, the lag being the entries that it has still to apply.
 `stands W/R/S`: how many more servers may fail before writing, reading, and reconfiguring stop.")]
 pub struct StatusCommand {
-    /// The balancer
-    #[arg(long, default_value = "http://127.0.0.1:5000", env = "TWINSHARD_URL", value_parser = Client::check_url)]
-    url: String,
+    #[command(flatten)]
+    target: Target,
     /// Print the balancer's own JSON
     #[arg(long)]
     json: bool,
@@ -32,7 +31,7 @@ impl StatusCommand {
     /// # Errors
     /// If the balancer does not answer.
     pub async fn run(self) -> Result<(), Failure> {
-        let (code, status) = Client::new(&self.url, TIMEOUT)?.json(Method::GET, "/status", None).await?;
+        let (code, status) = self.target.client(TIMEOUT)?.json(Method::GET, "/status", None).await?;
         if !code.is_success() {
             return Err(Failure::new(format!("/status answered {code}: {}", text(&status["message"]))));
         }

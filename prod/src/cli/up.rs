@@ -1,7 +1,7 @@
 //! `twinshard up`: a cluster of processes on this machine. The supervisor that it runs owns every process, and the register, in which all
 //! stands that the cluster is.
 
-use super::{Failure, nodes::Choices};
+use super::{Failure, make_dir, nodes::Choices};
 use crate::{
     provision::process::{ProcessProvisioner, ProcessSettings},
     register::{RegisterError, redb::RedbRegister},
@@ -11,6 +11,7 @@ use clap::Args;
 use std::{
     fs::{File, OpenOptions, TryLockError},
     io::{self, Read, Write},
+    net::{IpAddr, SocketAddr},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     process::Stdio,
@@ -48,7 +49,10 @@ const BALANCERS_MAX: i64 = 16;
 It stays in the foreground and stops everything on Ctrl-C or SIGTERM. Started again on the same directory it finds its cluster again.
 Below the directory: register.redb (the cluster map), servers/ (each server's log and rows), logs/, secret (for its owner only).")]
 pub struct Up {
-    /// The balancer's port on 127.0.0.1; the second balancer has the next one, and so on
+    /// The address that the balancers listen on; beyond loopback, --auth says who may come
+    #[arg(long, default_value = "127.0.0.1")]
+    bind: IpAddr,
+    /// The balancer's port; the second balancer has the next one, and so on
     #[arg(long, default_value_t = 5000)]
     port: u16,
     /// How many balancers; each serves every request, one of them controls, another takes over when that one is gone
@@ -70,12 +74,20 @@ impl Up {
         super::log_to_stderr();
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
-        let cluster = LocalCluster::start(&self.dir, self.port, self.balancers, self.choices).await?;
+        let cluster = LocalCluster::start(&self.dir, self.bind, self.port, self.balancers, self.choices.clone()).await?;
         let urls: Vec<String> = cluster.balancers.iter().map(|http| format!("http://{http}")).collect();
         println!("Twinshard is ready on {}  (data in {})", urls.join(" and "), self.dir.display());
         println!();
         println!("Set it up with the course's default cluster:");
         println!("  curl -X POST {}/init -d '{}'", cluster.url(), super::topology::default_cluster());
+        if let Some(tokens) = self.choices.access.token_dir(&self.dir) {
+            let (admin, data) = (tokens.join("admin.token"), tokens.join("data.token"));
+            println!(
+                "each with  -H \"Authorization: Bearer $(cat {})\"; {} is enough to read and write rows.",
+                admin.display(),
+                data.display()
+            );
+        }
         println!("then try `twinshard status --url {0}` or `twinshard bench --run a1 --url {0}`.", cluster.url());
         println!("Ctrl-C stops everything; what was written stays.");
         io::stdout().flush()?;
@@ -107,10 +119,11 @@ impl LocalCluster {
     ///
     /// # Errors
     /// If the directory is in use or not usable, a port is taken, or a balancer does not come up.
-    pub async fn start(dir: &Path, port: u16, balancer_count: u16, choices: impl Into<Choices>) -> Result<Self, Failure> {
-        std::fs::create_dir_all(dir).map_err(|error| Failure::new(format!("could not make {}: {error}", dir.display())))?;
-        let dir = dir.canonicalize()?;
+    pub async fn start(dir: &Path, bind: IpAddr, port: u16, balancer_count: u16, choices: impl Into<Choices>) -> Result<Self, Failure> {
         let choices = choices.into();
+        choices.access.check(&[bind])?;
+        make_dir(dir)?;
+        let dir = dir.canonicalize()?;
         let lock = lock(&dir).await?;
         let cluster = cluster_id(&dir)?;
         register_is_where_its_data_is(&dir)?;
@@ -119,10 +132,16 @@ impl LocalCluster {
         for place in 0..balancer_count {
             let wanted = if port == 0 { Some(0) } else { port.checked_add(place) };
             let wanted = wanted.ok_or_else(|| Failure::new(format!("there are no {balancer_count} ports from {port} on")))?;
-            ports.push(free_port(wanted).await?);
+            ports.push(free_port(bind, wanted).await?);
         }
         let program = std::env::current_exe()?;
-        let settings = ProcessSettings { program: program.clone(), dir: dir.clone(), cluster };
+        let tokens = choices.access.token_dir(&dir);
+        if let Some(tokens) = &tokens {
+            // Before the children look for them.
+            choices.access.settle(&[bind], &dir)?;
+            tracing::info!(tokens = %tokens.display(), "clients must show a token");
+        }
+        let settings = ProcessSettings { program: program.clone(), dir: dir.clone(), cluster, tokens };
         let provisioner = Arc::new(ProcessProvisioner::new(settings));
         let register = Arc::new(Mutex::new(open_register(&dir, cluster)?));
         let services = Services { provisioner: Arc::clone(&provisioner), register };
@@ -132,7 +151,7 @@ impl LocalCluster {
         for port in ports {
             let (ready, served) = watch::channel(None);
             let several = balancer_count > 1;
-            let balancer = Balancer { program: program.clone(), dir: dir.clone(), cluster, port, several, choices };
+            let balancer = Balancer { program: program.clone(), dir: dir.clone(), cluster, bind, port, several, choices: choices.clone() };
             keepers.spawn(keep_balancer(balancer, services.clone(), stopped.clone(), ready));
             starting.push(served);
         }
@@ -170,6 +189,7 @@ struct Balancer {
     program: PathBuf,
     dir: PathBuf,
     cluster: ClusterId,
+    bind: IpAddr,
     port: u16,
     /// There are others.
     several: bool,
@@ -187,11 +207,12 @@ impl Balancer {
             .arg("--secret-file")
             .arg(self.dir.join("secret"))
             .arg("--listen")
-            .arg(format!("127.0.0.1:{}", self.port))
+            .arg(SocketAddr::from((self.bind, self.port)).to_string())
             .arg("--policy")
             .arg(self.choices.policy.name())
             .arg("--on-conflict")
             .arg(self.choices.on_conflict.name())
+            .args(self.choices.access.words(&self.dir))
             .arg("--child")
             .envs((self.choices.is_quiet && std::env::var_os("TWINSHARD_LOG").is_none()).then_some(("TWINSHARD_LOG", "error")))
             .args(self.several.then_some("--several"))
@@ -350,17 +371,17 @@ pub(super) fn cluster_id(dir: &Path) -> Result<ClusterId, Failure> {
 }
 
 /// Sees that the port can be had, so that a taken one is one clear line and not a balancer that never comes up.
-async fn free_port(port: u16) -> Result<u16, Failure> {
+async fn free_port(bind: IpAddr, port: u16) -> Result<u16, Failure> {
     let deadline = Instant::now() + FREE_TIMEOUT;
     loop {
-        match tokio::net::TcpListener::bind(("127.0.0.1", port)).await {
+        match tokio::net::TcpListener::bind((bind, port)).await {
             // Port 0 asks for any; its balancer is told which, so that it keeps it over its lives.
             Ok(listener) => return Ok(listener.local_addr()?.port()),
             Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < deadline => sleep(RESTART_WAIT).await,
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-                return Err(Failure::new(format!("port {port} is taken on 127.0.0.1; stop what holds it or give another --port")));
+                return Err(Failure::new(format!("port {port} is taken on {bind}; stop what holds it or give another --port")));
             }
-            Err(error) => return Err(Failure::new(format!("could not listen on 127.0.0.1:{port}: {error}"))),
+            Err(error) => return Err(Failure::new(format!("could not listen on {}: {error}", SocketAddr::from((bind, port))))),
         }
     }
 }

@@ -50,6 +50,12 @@ impl ApiError {
         Self { allow: Some(allow.into()), ..Self::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", words) }
     }
 
+    /// 401 (RFC 9110, section 15.5.2).
+    #[must_use]
+    pub fn unauthorized(words: impl AsRef<str>) -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, "unauthorized", words)
+    }
+
     /// 413.
     #[must_use]
     pub fn body_too_large(bytes_max: usize) -> Self {
@@ -106,6 +112,8 @@ impl ApiError {
             "internal" => "this is a fault of the program: see its messages",
             "body-too-large" | "too-many-rows" => "send it in several requests",
             "path-too-long" | "headers-too-large" | "bad-http" => "send a plain request of HTTP/1.1; nothing was changed",
+            "unauthorized" => "the operator has the tokens, in files for their owner only; nothing was changed",
+            "forbidden" => "ask with the admin token; nothing was changed",
             "slow-body" => "send the body at once; nothing was changed",
             "forbidden-host" | "forbidden-origin" => "web pages may not use this API",
             _ => "correct the request; nothing was changed",
@@ -166,6 +174,9 @@ impl IntoResponse for ApiError {
         let mut response = super::json_response(self.status, &self.body());
         if self.status == StatusCode::SERVICE_UNAVAILABLE {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         if let Some(allow) = self.allow.and_then(|allow| HeaderValue::from_str(&allow).ok()) {
             response.headers_mut().insert(header::ALLOW, allow);

@@ -1,19 +1,33 @@
 //! What keeps a web page from using the API of a machine that a browser runs on (DESIGN 8), and bounds what is under way.
 
-use super::{HttpSettings, error::ApiError, leftover};
+use super::{HttpSettings, access::Access, error::ApiError, leftover};
 use axum::{
     extract::{Request, State},
     http::{HeaderMap, StatusCode, header},
     middleware::Next,
     response::{IntoResponse, Response},
 };
-use std::{sync::Arc, time::Duration};
+use std::{net::Ipv4Addr, sync::Arc, time::Duration};
 use tokio::sync::Semaphore;
+
+/// Which names a request may call this node by. A web page that a browser runs can have any name of its own made to mean this node's
+/// address (DNS rebinding), and then is of the same origin.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Hosts {
+    /// localhost, 127.0.0.1 and [::1]: for a node that listens there.
+    #[default]
+    Loopback,
+    /// Addresses, and names without a dot, which no page can have: for a node of a network of its own.
+    NoDomains,
+    /// All: for a node that asks for tokens, which no page knows.
+    Any,
+}
 
 /// What the guard needs.
 #[derive(Clone, Debug)]
 pub(super) struct Guard {
-    loopback_hosts_only: bool,
+    hosts: Hosts,
+    access: Access,
     places: Arc<Semaphore>,
     read_timeout: Duration,
 }
@@ -21,7 +35,8 @@ pub(super) struct Guard {
 impl Guard {
     pub(super) fn new(settings: &HttpSettings) -> Self {
         Self {
-            loopback_hosts_only: settings.loopback_hosts_only,
+            hosts: settings.hosts,
+            access: settings.access.clone(),
             places: Arc::new(Semaphore::new(settings.requests_max)),
             read_timeout: settings.read_timeout,
         }
@@ -31,7 +46,9 @@ impl Guard {
 /// Refuses foreign pages and requests beyond the bound. Reads to its end what a handler left unread of a body, so that its answer is met.
 pub(super) async fn guard(State(guard): State<Guard>, request: Request, next: Next) -> Response {
     let (request, leftover) = leftover::watch(request);
-    let response = match (check(request.headers(), guard.loopback_hosts_only), guard.places.try_acquire()) {
+    let allowed =
+        check(request.headers(), guard.hosts).and_then(|()| guard.access.check(request.method(), request.uri().path(), request.headers()));
+    let response = match (allowed, guard.places.try_acquire()) {
         (Err(error), _) => {
             drop(request);
             error.into_response()
@@ -46,11 +63,11 @@ pub(super) async fn guard(State(guard): State<Guard>, request: Request, next: Ne
     response
 }
 
-fn check(headers: &HeaderMap, loopback_hosts_only: bool) -> Result<(), ApiError> {
+fn check(headers: &HeaderMap, hosts: Hosts) -> Result<(), ApiError> {
     let text = |name| headers.get(name).map(|value| value.to_str().unwrap_or("?"));
     let host = text(header::HOST).unwrap_or_default();
-    if loopback_hosts_only && !["localhost", "127.0.0.1", "[::1]"].iter().any(|own| own.eq_ignore_ascii_case(host_name(host))) {
-        let words = format!("Host '{host}' is not this machine; use localhost or 127.0.0.1");
+    if !hosts.allow(host_name(host)) {
+        let words = format!("Host '{host}' is not this machine; use localhost or its address");
         return Err(ApiError::new(StatusCode::FORBIDDEN, "forbidden-host", words));
     }
     let foreign = text(header::ORIGIN).is_some_and(|origin| {
@@ -61,6 +78,20 @@ fn check(headers: &HeaderMap, loopback_hosts_only: bool) -> Result<(), ApiError>
         return Err(ApiError::new(StatusCode::FORBIDDEN, "forbidden-origin", "Requests of foreign web pages are refused"));
     }
     Ok(())
+}
+
+impl Hosts {
+    fn allow(self, name: &str) -> bool {
+        let is_loopback = || ["localhost", "127.0.0.1", "[::1]"].iter().any(|own| own.eq_ignore_ascii_case(name));
+        match self {
+            Self::Loopback => is_loopback(),
+            Self::NoDomains => {
+                let is_address = name.parse::<Ipv4Addr>().is_ok() || (name.starts_with('[') && name.ends_with(']'));
+                is_address || (!name.is_empty() && !name.contains('.'))
+            }
+            Self::Any => true,
+        }
+    }
 }
 
 /// Without the port.
@@ -77,7 +108,7 @@ mod tests {
 
     fn refused(headers: &[(&'static str, &str)]) -> bool {
         let headers = headers.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect();
-        check(&headers, true).is_err()
+        check(&headers, Hosts::Loopback).is_err()
     }
 
     #[test]
@@ -93,5 +124,16 @@ mod tests {
         assert!(refused(&[("host", "localhost:5000"), ("origin", "null")]));
         assert!(refused(&[("host", "localhost:5000"), ("sec-fetch-site", "cross-site")]));
         assert!(!refused(&[("host", "localhost:5000"), ("sec-fetch-site", "same-origin")]));
+    }
+
+    #[test]
+    fn names_with_a_dot_are_refused_where_addresses_are_known() {
+        for host in ["localhost", "Server0", "balancer", "127.0.0.1", "10.1.2.3", "[fe80::1]"] {
+            assert!(Hosts::NoDomains.allow(host), "{host}");
+        }
+        for host in ["evil.example", "10.1.2.3.evil.example", "evil.", ""] {
+            assert!(!Hosts::NoDomains.allow(host), "{host}");
+            assert!(Hosts::Any.allow(host), "{host}");
+        }
     }
 }

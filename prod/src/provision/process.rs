@@ -57,6 +57,8 @@ pub struct ProcessSettings {
     pub dir: PathBuf,
     /// Which cluster.
     pub cluster: ClusterId,
+    /// Where the tokens are that clients of servers must show, if they must.
+    pub tokens: Option<PathBuf>,
 }
 
 /// The directory of a server below the cluster's. The id keeps a server apart from an earlier one of the same name, and the name of a
@@ -277,6 +279,9 @@ impl Keeper {
             .arg(settings.cluster.to_string())
             .arg("--secret-file")
             .arg(settings.dir.join("secret"))
+            .args(
+                settings.tokens.iter().flat_map(|tokens| ["--auth".as_ref(), "required".as_ref(), "--tokens".as_ref(), tokens.as_os_str()]),
+            )
             .arg("--child")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

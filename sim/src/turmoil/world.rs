@@ -17,7 +17,7 @@ use twinshard::{
     disk::memory::MemoryDisk,
     driver::{Latency, NoteSink, StorageMode, StorageWork},
     entropy::Entropy,
-    http::{self, HttpSettings, server::ServerIdentity},
+    http::{self, Hosts, HttpSettings, server::ServerIdentity},
     log::file::Identity,
     net::Network,
     node::{BalancerNode, BalancerParts, NodeParts, ServerNode, ServerParts},
@@ -263,7 +263,7 @@ impl Shared {
         let parts = ServerParts { node, cluster: CLUSTER, peer_address, config, recovered, log, rows };
         let running = ServerNode::start(parts).await?;
         let listener = TurmoilNetwork.listen(&format!("{}:{HTTP_PORT}", server_host(server))).await?;
-        let settings = HttpSettings { loopback_hosts_only: false, ..HttpSettings::default() };
+        let settings = HttpSettings { hosts: Hosts::Any, ..HttpSettings::default() };
         let router = http::server::router(running.handle(), ServerIdentity { name, number, standalone: None }, settings.clone());
         http::serve::<TurmoilNetwork>(listener, router, settings, running.stop().watch()).await;
         running.join().await?;
@@ -298,7 +298,7 @@ impl Shared {
         let balancer = BalancerNode::start(BalancerParts { node, config, register, provisioner }).await?;
         if balancer.handle().ready().await {
             let listener = TurmoilNetwork.listen(&balancer_address(place)).await?;
-            let settings = HttpSettings { loopback_hosts_only: false, ..HttpSettings::default() };
+            let settings = HttpSettings { hosts: Hosts::Any, ..HttpSettings::default() };
             let router = http::balancer::router(balancer.handle(), settings.clone());
             http::serve::<TurmoilNetwork>(listener, router, settings, balancer.stop().watch()).await;
         }

@@ -42,6 +42,7 @@ fn status(replica: ReplicaId, shard: ShardId) -> ReplicaStatus {
         lost: None,
         promised: Epoch(5),
         lead: None,
+        lead_progress: 0,
         last: Position { epoch: Epoch(5), index: LogIndex(10) },
         commit: LogIndex(10),
         applied: LogIndex(10),

@@ -514,6 +514,7 @@ fn created(replica: ReplicaId, shard: ShardId) -> ReplicaStatus {
         lost: None,
         promised: Epoch(0),
         lead: None,
+        lead_progress: 0,
         last: Position::ZERO,
         commit: LogIndex(0),
         applied: LogIndex(0),

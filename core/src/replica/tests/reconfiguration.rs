@@ -167,6 +167,24 @@ fn a_source_that_cannot_serve_is_reported_and_not_replaced() {
 }
 
 #[test]
+fn a_source_that_answers_without_serving_is_reported() {
+    let mut world = World::serving(3);
+    for id in [2, 3] {
+        world.seal(id, 2);
+    }
+    world.run(1);
+    world.lose("log-part");
+    world.install(&config(2, 2, &[1, 2, 3], 2), 3, at(1, 1));
+    for _ in 0..25 {
+        // Late pieces of something else, again and again.
+        world.say(3, 2, 2, ReplicaBody::LogPart { previous: at(1, 7), entries: vec![], commit: LogIndex(1) });
+        world.say(3, 2, 2, ReplicaBody::LogGap { hint: at(1, 1), base: Position::ZERO });
+        world.run(100);
+    }
+    assert_eq!(world.progress(2, 2), Some(LeadStage::SourceFailed), "R12");
+}
+
+#[test]
 fn a_source_whose_disk_is_gone_refuses_at_once() {
     let mut world = World::serving(3);
     for id in [2, 3] {

@@ -5,8 +5,8 @@ use super::{
     world::{SHARD, World, config, replica, small_settings},
 };
 use crate::{
-    id::{Epoch, LogIndex, Position},
-    message::{ExecuteResult, LeadStage, ReplicaBody},
+    id::{Epoch, LogIndex, OwnerNumber, Position},
+    message::{ExecuteResult, LeadStage, ReplicaBody, Tag},
     planted::Planted,
     server::ServerSettings,
 };
@@ -251,4 +251,19 @@ fn a_log_that_is_full_is_compacted_though_nothing_is_written_any_more() {
     let tag = world.write(1, 1, 100);
     world.run(10);
     assert!(world.acknowledged(tag), "{:?}", world.result(tag));
+}
+
+#[test]
+fn a_member_that_asks_and_does_not_hear_is_said_to_be_unreached() {
+    // Cut one way: what it sends arrives, nothing comes to it.
+    let mut world = World::serving(3);
+    world.cut(3);
+    for number in 0..20 {
+        world.say(3, 1, 1, ReplicaBody::ReadIndex { tag: Tag { owner: OwnerNumber(9), number } });
+        world.run(100);
+    }
+    assert_eq!(world.status(1).unreached, [replica(3)]);
+    world.heal();
+    world.run(1_000);
+    assert_eq!(world.status(1).unreached, []);
 }

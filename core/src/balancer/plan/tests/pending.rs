@@ -164,6 +164,24 @@ fn proposal_whose_primary_is_gone_is_replaced_before_its_time() {
 }
 
 #[test]
+fn proposal_whose_primary_comes_further_is_left_alone() {
+    let mut story = moving();
+    for progress in 1..20 {
+        story.wait(PATIENCE.0 - 1);
+        story.drives.moves(&story.map, R2, Epoch(6), progress, story.now);
+        story.is_content();
+    }
+    // The same again is no progress, nor is what others or earlier epochs do.
+    story.wait(PATIENCE.0 - 1);
+    for (replica, epoch, progress) in [(R2, 6, 19), (R1, 6, 20), (R2, 5, 20)] {
+        story.drives.moves(&story.map, replica, Epoch(epoch), progress, story.now);
+    }
+    story.is_content();
+    story.wait(PATIENCE.1 - PATIENCE.0 + 1);
+    assert!(story.next().shards[&SH1].pending.as_ref().is_some_and(|pending| pending.epoch == Epoch(7)));
+}
+
+#[test]
 fn primary_that_does_not_reach_its_members_is_passed_over_then_goes_on_without_them() {
     let mut story = Story::new(4);
     story.shard().pending = Some(config(6, R1, &[R1, R2, R3, R4]));
