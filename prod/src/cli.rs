@@ -4,9 +4,11 @@ mod access;
 mod bench;
 pub mod client;
 mod demo;
+mod events;
 mod load;
 mod nodes;
 mod purge;
+mod recover;
 mod status;
 mod topology;
 mod up;
@@ -22,6 +24,7 @@ use std::{fmt, path::Path, process::ExitCode};
   twinshard up                            a cluster on this machine; then, as it says,
   curl -X POST localhost:5000/init -d ... set it up
   twinshard status                        what it is doing
+  twinshard events --follow               what it sees and does about it
   twinshard bench --run a1                how fast it is, and that nothing is lost
   twinshard demo                          all of that by itself, with a kill -9 in the middle
 
@@ -38,9 +41,11 @@ enum Command {
     Balancer(nodes::BalancerCommand),
     Server(nodes::ServerCommand),
     Status(status::StatusCommand),
+    Events(events::Events),
     Bench(bench::Bench),
     Demo(demo::Demo),
     Purge(purge::Purge),
+    Recover(recover::Recover),
 }
 
 /// Why a command failed, in words for the person who ran it. Exit code 1, or 2 for its usage.
@@ -93,9 +98,11 @@ pub fn main() -> ExitCode {
             Command::Balancer(balancer) => balancer.run().await,
             Command::Server(server) => server.run().await,
             Command::Status(status) => status.run().await,
+            Command::Events(events) => events.run().await,
             Command::Bench(bench) => bench.run().await,
             Command::Demo(demo) => demo.run().await,
             Command::Purge(purge) => purge.run(),
+            Command::Recover(recover) => recover.run(),
         }
     });
     // A thread may be waiting for standard input: a node that failed ends all the same.

@@ -22,7 +22,7 @@ pub(crate) use balancer::{BalancerDriver, BalancerEnds};
 pub(crate) use server::{ServerDriver, ServerEnds};
 pub use worker::{Latency, StorageMode, StorageWork};
 
-use crate::{log::LogError, rows::StoreError};
+use crate::{log::LogError, rows::StoreError, telemetry::Telemetry};
 use std::{fmt, io, sync::Arc, time::Duration};
 use thiserror::Error;
 use tokio::time::Instant;
@@ -97,11 +97,17 @@ impl Clock {
 #[derive(Clone)]
 pub(crate) struct Notes {
     sink: Option<NoteSink>,
+    telemetry: Telemetry,
 }
 
 impl Notes {
-    pub(crate) const fn new(sink: Option<NoteSink>) -> Self {
-        Self { sink }
+    pub(crate) const fn new(sink: Option<NoteSink>, telemetry: Telemetry) -> Self {
+        Self { sink, telemetry }
+    }
+
+    /// Where the node's stores say how long they worked.
+    pub(crate) const fn telemetry(&self) -> &Telemetry {
+        &self.telemetry
     }
 
     pub(crate) fn tell(&self, node: Option<NodeId>, note: &Note) {
@@ -119,6 +125,7 @@ impl Notes {
             Note::Lost { replica, reason } => tracing::error!(node = %name, %replica, ?reason, "replica lost"),
             Note::Controlling => tracing::info!(node = %name, "controls the cluster"),
         }
+        self.telemetry.noted(note);
         if let Some(sink) = &self.sink {
             sink(Instant::now(), node, note);
         }

@@ -1,5 +1,6 @@
 //! How routers reach the machine that a driver runs: ask and await the reply. Never decides anything.
 
+use crate::telemetry::Telemetry;
 use std::{sync::Arc, time::Duration};
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -35,6 +36,7 @@ pub type MapWatch = watch::Receiver<Option<(MapVersion, Arc<ClusterMap>)>>;
 pub struct BalancerHandle {
     asks: mpsc::Sender<Ask<Request, Reply>>,
     map: MapWatch,
+    telemetry: Telemetry,
 }
 
 /// Asks a server's driver.
@@ -42,19 +44,32 @@ pub struct BalancerHandle {
 pub struct ServerHandle {
     asks: mpsc::Sender<Ask<ServerRequest, ServerReply>>,
     map: MapWatch,
+    telemetry: Telemetry,
 }
 
 impl BalancerHandle {
     /// A handle and the end that the driver takes asks from.
     #[must_use]
-    pub fn new(map: MapWatch) -> (Self, mpsc::Receiver<Ask<Request, Reply>>) {
+    pub fn new(map: MapWatch, telemetry: Telemetry) -> (Self, mpsc::Receiver<Ask<Request, Reply>>) {
         let (asks, taken) = mpsc::channel(ASKS_MAX);
-        (Self { asks, map }, taken)
+        (Self { asks, map, telemetry }, taken)
     }
 
     /// Asks and waits, at the longest `timeout` and a moment. Dropping the future tells the machine that nobody waits.
     pub async fn ask(&self, request: Request, timeout: Duration) -> Reply {
         ask(&self.asks, request, timeout, Reply::Failed).await
+    }
+
+    /// What the node tells people.
+    #[must_use]
+    pub const fn telemetry(&self) -> &Telemetry {
+        &self.telemetry
+    }
+
+    /// Whether its driver takes requests, and how many wait for it.
+    #[must_use]
+    pub fn load(&self) -> (bool, usize) {
+        (!self.asks.is_closed(), self.asks.max_capacity() - self.asks.capacity())
     }
 
     /// The newest map.
@@ -73,14 +88,26 @@ impl BalancerHandle {
 impl ServerHandle {
     /// A handle and the end that the driver takes asks from.
     #[must_use]
-    pub fn new(map: MapWatch) -> (Self, mpsc::Receiver<Ask<ServerRequest, ServerReply>>) {
+    pub fn new(map: MapWatch, telemetry: Telemetry) -> (Self, mpsc::Receiver<Ask<ServerRequest, ServerReply>>) {
         let (asks, taken) = mpsc::channel(ASKS_MAX);
-        (Self { asks, map }, taken)
+        (Self { asks, map, telemetry }, taken)
     }
 
     /// Asks and waits, at the longest `timeout` and a moment.
     pub async fn ask(&self, request: ServerRequest, timeout: Duration) -> ServerReply {
         ask(&self.asks, request, timeout, ServerReply::Failed).await
+    }
+
+    /// What the node tells people.
+    #[must_use]
+    pub const fn telemetry(&self) -> &Telemetry {
+        &self.telemetry
+    }
+
+    /// Whether its driver takes requests, and how many wait for it.
+    #[must_use]
+    pub fn load(&self) -> (bool, usize) {
+        (!self.asks.is_closed(), self.asks.max_capacity() - self.asks.capacity())
     }
 
     /// The newest map the server has seen.

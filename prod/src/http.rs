@@ -8,6 +8,7 @@ mod guard;
 mod json;
 mod leftover;
 mod malformed;
+mod ops;
 pub mod server;
 mod stream;
 
@@ -138,6 +139,8 @@ pub async fn serve<N: Network>(mut listener: N::Listener, router: Router, settin
 async fn ending(stopped: &mut watch::Receiver<bool>) {
     let _ = stopped.wait_for(|stop| *stop).await;
 }
+
+type Answer = Result<Response, ApiError>;
 
 /// A request whose body was read and is JSON; an absent body is an empty object.
 struct Call {

@@ -24,6 +24,7 @@ pub mod register;
 pub mod rows;
 pub mod store;
 pub mod supervised;
+pub mod telemetry;
 
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;

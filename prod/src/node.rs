@@ -14,6 +14,7 @@ use crate::{
     register::Register,
     rows::RowStore,
     secret::Secret,
+    telemetry::Telemetry,
 };
 use std::sync::Arc;
 use tokio::{
@@ -171,10 +172,11 @@ impl ServerNode {
         // The identity of a server never changes: its sender is not needed.
         let (_, identity) = watch::channel(Some(Identity { cluster, node: NodeId::Server(config.server) }));
         let counters = Arc::new(Counters::default());
+        let telemetry = Telemetry::default();
         let (peers, inbound) = start_peers(&node, identity, map.clone(), &counters, Some(listener));
-        let (handle, asks) = ServerHandle::new(map);
+        let (handle, asks) = ServerHandle::new(map, telemetry.clone());
         let machine = ServerMachine::open(config, recovered, clock.now());
-        let notes = Notes::new(node.notes);
+        let notes = Notes::new(node.notes, telemetry);
         let ends = ServerEnds { machine, cluster, clock, peers, inbound, asks, map: publish, notes, stop: stopped };
         let driver = ServerDriver::new(ends, &node.storage, log, rows)?;
         Ok(Self { handle, peer_address: local_address, running: Running::start(stop, counters, driver.run()) })
@@ -231,10 +233,11 @@ impl BalancerNode {
         let (publish, map) = watch::channel(None);
         let (introduce, identity) = watch::channel(None);
         let counters = Arc::new(Counters::default());
+        let telemetry = Telemetry::default();
         let (peers, inbound) = start_peers(&node, identity, map.clone(), &counters, None);
-        let (handle, asks) = BalancerHandle::new(map);
+        let (handle, asks) = BalancerHandle::new(map, telemetry.clone());
         let machine = BalancerMachine::new(config, clock.now());
-        let notes = Notes::new(node.notes);
+        let notes = Notes::new(node.notes, telemetry);
         let ends =
             BalancerEnds { machine, clock, peers, inbound, asks, provisioner, map: publish, identity: introduce, notes, stop: stopped };
         let driver = BalancerDriver::new(ends, &node.storage, register)?;

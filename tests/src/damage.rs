@@ -151,3 +151,56 @@ async fn register_that_is_damaged_or_gone_is_not_started_anew() {
     let answer = ok(&mut up.client(), Method::POST, "/read", json!({ "Stud_id": { "low": 0, "high": 12_287 } })).await;
     assert_eq!(answer["data"].as_array().unwrap().len(), 3_000);
 }
+
+/// What `twinshard recover` says, and whether it did it.
+fn recover(dir: &Path, flags: &[&str]) -> (bool, String) {
+    let mut program = Command::new(production_binary());
+    let output = program.args(["recover", "--dir"]).arg(dir).args(flags).stdin(Stdio::null()).output().unwrap();
+    let words = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+    (output.status.success(), words)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn register_that_is_lost_is_made_anew_from_what_servers_remember() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut up = cluster_with_rows(dir.path()).await;
+    let register = dir.path().join("register.redb");
+    let (done, words) = recover(dir.path(), &[]);
+    assert!(!done && words.contains("runs"), "{words}");
+    let mut acknowledged = Vec::new();
+    for (round, is_damaged) in [false, true].into_iter().enumerate() {
+        // In the middle of writes, and of a failover: its last steps may be in no server's map.
+        let load = Load::start(&up.url, i64::try_from(round).unwrap() * 4_000);
+        tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+        signal("KILL", &[up.server_pid("Server1")]);
+        tokio::time::sleep(std::time::Duration::from_millis(800)).await;
+        up.kill();
+        acknowledged.extend(load.stop().await);
+        drop(up);
+        let (done, words) = recover(dir.path(), &[]);
+        assert!(!done && words.contains("nothing to recover"), "{words}");
+        if is_damaged {
+            cut(&register, len(&register) / 2);
+        } else {
+            fs::remove_file(&register).unwrap();
+        }
+        let (done, words) = recover(dir.path(), &["--dry-run"]);
+        assert!(done && words.contains("Nothing was written") && words.contains("sh3: e"), "{words}");
+        let (done, words) = recover(dir.path(), &[]);
+        assert!(done && words.contains("goes on") && words.contains("register.redb.damaged") == is_damaged, "{words}");
+        up = Up::start(dir.path());
+        assert_all_there(&mut up.client(), &acknowledged).await;
+        healthy(&mut up.client(), 3).await;
+        // Ids go on where nobody has been.
+        ok(&mut up.client(), Method::POST, "/write", json!({ "data": [row(4_095 - i64::try_from(round).unwrap(), 1)] })).await;
+    }
+    // Two of three that remember nothing are too many.
+    assert!(up.stop().0.success());
+    fs::remove_file(&register).unwrap();
+    for server in ["Server0", "Server2"] {
+        fs::remove_file(entry_of(&dir.path().join("servers"), &format!("{server}-")).join("log")).unwrap();
+    }
+    let (done, words) = recover(dir.path(), &[]);
+    assert!(!done && words.contains("nothing was written") && words.contains("on Server0") && words.contains("on Server2"), "{words}");
+    assert!(!register.exists());
+}

@@ -13,6 +13,8 @@ mod determinism;
 #[cfg(test)]
 mod lock;
 #[cfg(test)]
+mod ops;
+#[cfg(test)]
 mod planted;
 #[cfg(test)]
 mod processes;

@@ -82,6 +82,13 @@ impl Up {
         Client::new(&self.url, Duration::from_secs(130)).unwrap()
     }
 
+    /// SIGKILL to everything at once.
+    pub(crate) fn kill(&self) {
+        let mut everything = self.pids(&[]);
+        everything.push(self.child.id());
+        signal("KILL", &everything);
+    }
+
     /// SIGTERM, and what it printed until it ended.
     pub(crate) fn stop(mut self) -> (ExitStatus, String) {
         signal("TERM", &[self.child.id()]);
@@ -312,9 +319,7 @@ async fn nothing_is_lost_when_everything_is_killed_at_once() {
     for round in 0..2 {
         let load = Load::start(&up.url, round * 4_000);
         tokio::time::sleep(Duration::from_millis(1_500)).await;
-        let mut everything = up.pids(&[]);
-        everything.push(up.child.id());
-        signal("KILL", &everything);
+        up.kill();
         let written = load.stop().await;
         acknowledged.extend(written);
         // Its drop kills what is left of the old cluster, and must not meet the new one.

@@ -6,7 +6,7 @@ use std::{
     collections::BTreeSet,
     fs::{File, TryLockError},
     io::{self, BufRead, IsTerminal, Write},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 /// Deletes the data that removed servers left on disk. The cluster must be stopped.
@@ -28,15 +28,7 @@ impl Purge {
     /// If the cluster runs, or the register cannot be read.
     pub fn run(self) -> Result<(), Failure> {
         let dir = &self.dir;
-        let lock =
-            File::open(dir.join("lock")).map_err(|error| Failure::new(format!("{} is no cluster's directory: {error}", dir.display())))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                return Err(Failure::new(format!("the cluster in {} runs: stop `twinshard up` first", dir.display())));
-            }
-            Err(TryLockError::Error(error)) => return Err(error.into()),
-        }
+        let _lock = lock_stopped(dir)?;
         let live: BTreeSet<PathBuf> = crate::register::redb::servers(&dir.join("register.redb"))?
             .into_iter()
             .map(|(id, name)| crate::provision::process::server_dir(dir, id, &name))
@@ -76,6 +68,17 @@ impl Purge {
         }
         println!("Deleted {}.", retired.len());
         Ok(())
+    }
+}
+
+/// Takes the directory of a cluster that is stopped; it stays so until this is dropped.
+pub(super) fn lock_stopped(dir: &Path) -> Result<File, Failure> {
+    let lock =
+        File::open(dir.join("lock")).map_err(|error| Failure::new(format!("{} is no cluster's directory: {error}", dir.display())))?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => Err(Failure::new(format!("the cluster in {} runs: stop `twinshard up` first", dir.display()))),
+        Err(TryLockError::Error(error)) => Err(error.into()),
     }
 }
 

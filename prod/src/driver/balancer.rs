@@ -77,6 +77,7 @@ impl<N: Network, P: Provisioner> BalancerDriver<N, P> {
         let register = Worker::start(
             "metadata register",
             storage,
+            ends.notes.telemetry(),
             REGISTER_WINDOW,
             |job| match job {
                 RegisterJob::Read(_) => StorageWork::RegisterRead,

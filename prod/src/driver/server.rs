@@ -72,6 +72,7 @@ impl<N: Network> ServerDriver<N> {
         let log = Worker::start(
             "log",
             storage,
+            ends.notes.telemetry(),
             1,
             |(_, batches): &Group| StorageWork::Persist { record_count: batches.iter().map(Vec::len).sum() },
             move |(tokens, batches): Group| log.persist(&batches).map(|()| tokens),
@@ -79,6 +80,7 @@ impl<N: Network> ServerDriver<N> {
         let rows = Worker::start(
             "row store",
             storage,
+            ends.notes.telemetry(),
             ROWS_WINDOW,
             |(_, _, command)| match command {
                 StoreCommand::Read(_)

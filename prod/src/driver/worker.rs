@@ -2,7 +2,15 @@
 //! store is done one after the other, in the order given.
 
 use super::NodeError;
-use std::{collections::VecDeque, fmt, future::Future, sync::Arc, thread, time::Duration};
+use crate::telemetry::Telemetry;
+use std::{
+    collections::VecDeque,
+    fmt,
+    future::Future,
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
 use tokio::{
     sync::mpsc,
     task::{JoinError, JoinSet},
@@ -65,6 +73,7 @@ impl<J: Send + 'static, A: Send + 'static> Worker<J, A> {
     pub(super) fn start(
         part: &'static str,
         mode: &StorageMode,
+        telemetry: &Telemetry,
         window: usize,
         classify: fn(&J) -> StorageWork,
         mut work: impl FnMut(J) -> A + Send + 'static,
@@ -72,13 +81,17 @@ impl<J: Send + 'static, A: Send + 'static> Worker<J, A> {
         let (jobs, mut taken) = mpsc::channel::<J>(window);
         let (answer, answers) = mpsc::channel(window);
         let mut task = JoinSet::new();
+        let telemetry = telemetry.clone();
         match mode {
             StorageMode::Threads => {
                 thread::Builder::new()
                     .name(part.to_owned())
                     .spawn(move || {
                         while let Some(job) = taken.blocking_recv() {
-                            if answer.blocking_send(work(job)).is_err() {
+                            let (class, began) = (classify(&job), Instant::now());
+                            let answered = work(job);
+                            telemetry.worked(class, began.elapsed());
+                            if answer.blocking_send(answered).is_err() {
                                 break;
                             }
                         }
@@ -91,11 +104,13 @@ impl<J: Send + 'static, A: Send + 'static> Worker<J, A> {
                 let latency = Arc::clone(latency);
                 task.spawn(async move {
                     while let Some(job) = taken.recv().await {
-                        let whole = latency(classify(&job));
+                        let class = classify(&job);
+                        let whole = latency(class);
                         let before = whole / 2;
                         tokio::time::sleep(before).await;
                         let answered = work(job);
                         tokio::time::sleep(whole.saturating_sub(before)).await;
+                        telemetry.worked(class, whole);
                         if answer.send(answered).await.is_err() {
                             break;
                         }
@@ -176,7 +191,7 @@ mod tests {
     use tokio::time::Instant;
 
     fn doubling(mode: &StorageMode, window: usize) -> Worker<u32, u32> {
-        Worker::start("doubler", mode, window, |_| StorageWork::RowsRead, |job| job * 2).expect("started")
+        Worker::start("doubler", mode, &Telemetry::default(), window, |_| StorageWork::RowsRead, |job| job * 2).expect("started")
     }
 
     #[tokio::test]
@@ -211,9 +226,15 @@ mod tests {
 
     #[tokio::test]
     async fn a_store_that_panics_is_an_error() {
-        let mut worker =
-            Worker::start("breaker", &StorageMode::Threads, 1, |_| StorageWork::RowsRead, |job: u32| assert!(job > 1, "planned"))
-                .expect("started");
+        let mut worker = Worker::start(
+            "breaker",
+            &StorageMode::Threads,
+            &Telemetry::default(),
+            1,
+            |_| StorageWork::RowsRead,
+            |job: u32| assert!(job > 1, "planned"),
+        )
+        .expect("started");
         worker.submit(1).expect("taken");
         assert!(matches!(worker.answer().await, Err(NodeError::Ended("breaker"))));
     }
@@ -232,6 +253,7 @@ mod tests {
             let worker = Worker::start(
                 "store",
                 &mode,
+                &Telemetry::default(),
                 1,
                 |()| StorageWork::RowsRead,
                 move |()| {

@@ -91,9 +91,8 @@ impl Access {
 fn needed(method: &Method, path: &str) -> Option<Role> {
     match path {
         "/heartbeat" | "/healthz" | "/readyz" => None,
-        "/home" | "/rep" | "/status" | "/read" | "/write" | "/update" | "/del" | "/copy" | "/get_wal" | "/get_wal_count" => {
-            Some(Role::Data)
-        }
+        "/home" | "/rep" | "/status" | "/events" | "/metrics" | "/read" | "/write" | "/update" | "/del" | "/copy" | "/get_wal"
+        | "/get_wal_count" => Some(Role::Data),
         "/primary_elect" | "/primary-elect" if *method == Method::GET => Some(Role::Data),
         _ if path.starts_with("/read/") => Some(Role::Data),
         _ => Some(Role::Admin),

@@ -1,18 +1,20 @@
 //! The balancer's endpoints (API.md).
 
 mod keys;
+mod measures;
 mod writes;
 
 pub(super) use writes::{idempotency, inserts};
 
 use super::{
-    Call, HttpSettings, allow,
+    Answer, Call, HttpSettings, allow,
     error::ApiError,
     guard::{Guard, guard},
-    json, json_response,
+    json, json_response, ops,
     stream::{self, Format, Got, Page, Section, Want},
 };
 use crate::handle::BalancerHandle;
+use crate::telemetry::Measured;
 use axum::{
     Router,
     extract::{Request, State},
@@ -53,7 +55,7 @@ struct App {
 
 /// The router of a balancer.
 pub fn router(handle: BalancerHandle, settings: HttpSettings) -> Router {
-    let guarded = Guard::new(&settings);
+    let guarded = Guard::new(&settings, handle.telemetry().clone());
     let app = App { handle, settings: Arc::new(settings), keys: keys::Keys::default(), started: Instant::now() };
     Router::new()
         .route("/init", any(init))
@@ -69,12 +71,14 @@ pub fn router(handle: BalancerHandle, settings: HttpSettings) -> Router {
         .route("/primary_elect", any(primary))
         .route("/primary-elect", any(primary))
         .route("/home", any(home))
+        .route("/healthz", any(healthz))
+        .route("/readyz", any(readyz))
+        .route("/metrics", any(metrics))
+        .route("/events", any(events))
         .fallback(unknown)
         .with_state(app)
         .layer(middleware::from_fn_with_state(guarded, guard))
 }
-
-type Answer = Result<Response, ApiError>;
 
 impl App {
     async fn ask(&self, request: twinshard_core::request::Request, timeout: Duration) -> Result<Reply, ApiError> {
@@ -137,6 +141,34 @@ async fn init(State(app): State<App>, request: Request) -> Answer {
         Reply::Initialised => Ok(json_response(StatusCode::OK, &json!({ "message": "Configured Database", "status": "success" }))),
         other => Err(unexpected(&other)),
     }
+}
+
+async fn healthz(State(app): State<App>, request: Request) -> Answer {
+    allow(&request, &[Method::GET])?;
+    ops::alive(app.handle.load().0)
+}
+
+async fn readyz(State(app): State<App>, request: Request) -> Answer {
+    allow(&request, &[Method::GET])?;
+    ops::ready(app.handle.map().as_ref().map(|(_, map)| &**map))
+}
+
+async fn events(State(app): State<App>, request: Request) -> Answer {
+    allow(&request, &[Method::GET])?;
+    ops::events(app.handle.telemetry(), app.handle.map().as_ref().map(|(_, map)| &**map), request.uri())
+}
+
+async fn metrics(State(app): State<App>, request: Request) -> Answer {
+    allow(&request, &[Method::GET])?;
+    let mut now = Measured::default();
+    now.set("requests_waiting", "Requests that wait for the machine of this node", app.handle.load().1 as u64);
+    // What the cluster looks like is left out where it is not known: the counters are there all the same.
+    if let Ok(Reply::Status(status)) =
+        app.ask(twinshard_core::request::Request::Status { fresh: false }, app.settings.request_timeout).await
+    {
+        measures::measure(&status, &mut now);
+    }
+    ops::metrics(app.handle.telemetry(), now)
 }
 
 async fn status(State(app): State<App>, request: Request) -> Answer {

@@ -1,14 +1,15 @@
 //! What keeps a web page from using the API of a machine that a browser runs on (DESIGN 8), and bounds what is under way.
 
 use super::{HttpSettings, access::Access, error::ApiError, leftover};
+use crate::telemetry::Telemetry;
 use axum::{
-    extract::{Request, State},
-    http::{HeaderMap, StatusCode, header},
+    extract::{MatchedPath, Request, State},
+    http::{HeaderMap, Method, StatusCode, header},
     middleware::Next,
     response::{IntoResponse, Response},
 };
 use std::{net::Ipv4Addr, sync::Arc, time::Duration};
-use tokio::sync::Semaphore;
+use tokio::{sync::Semaphore, time::Instant};
 
 /// Which names a request may call this node by. A web page that a browser runs can have any name of its own made to mean this node's
 /// address (DNS rebinding), and then is of the same origin.
@@ -28,15 +29,17 @@ pub enum Hosts {
 pub(super) struct Guard {
     hosts: Hosts,
     access: Access,
+    telemetry: Telemetry,
     places: Arc<Semaphore>,
     read_timeout: Duration,
 }
 
 impl Guard {
-    pub(super) fn new(settings: &HttpSettings) -> Self {
+    pub(super) fn new(settings: &HttpSettings, telemetry: Telemetry) -> Self {
         Self {
             hosts: settings.hosts,
             access: settings.access.clone(),
+            telemetry,
             places: Arc::new(Semaphore::new(settings.requests_max)),
             read_timeout: settings.read_timeout,
         }
@@ -45,6 +48,10 @@ impl Guard {
 
 /// Refuses foreign pages and requests beyond the bound. Reads to its end what a handler left unread of a body, so that its answer is met.
 pub(super) async fn guard(State(guard): State<Guard>, request: Request, next: Next) -> Response {
+    let began = Instant::now();
+    // The route, since paths can be anything.
+    let path = request.extensions().get::<MatchedPath>().map_or_else(|| "other".to_owned(), |path| path.as_str().to_owned());
+    let method = known(request.method());
     let (request, leftover) = leftover::watch(request);
     let allowed =
         check(request.headers(), guard.hosts).and_then(|()| guard.access.check(request.method(), request.uri().path(), request.headers()));
@@ -60,7 +67,13 @@ pub(super) async fn guard(State(guard): State<Guard>, request: Request, next: Ne
         (Ok(()), Ok(_place)) => next.run(request).await,
     };
     leftover.drain(guard.read_timeout).await;
+    guard.telemetry.answered(method, &path, response.status().as_u16(), began.elapsed());
     response
+}
+
+/// A method can be any word: for the counters there are only so many.
+fn known(method: &Method) -> &'static str {
+    ["GET", "POST", "PUT", "DELETE", "HEAD"].into_iter().find(|known| method.as_str() == *known).unwrap_or("other")
 }
 
 fn check(headers: &HeaderMap, hosts: Hosts) -> Result<(), ApiError> {

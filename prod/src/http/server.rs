@@ -1,15 +1,18 @@
 //! A server's own endpoints, for people and tools (API.md).
 
 use super::{
-    Call, HttpSettings, allow,
+    Answer, Call, HttpSettings, allow,
     balancer::{idempotency, inserts, section_head, sections_tail},
     bytes_response,
     error::ApiError,
     guard::{Guard, guard},
-    json, json_response,
+    json, json_response, ops,
     stream::{self, Format, Got, Page, Section, Want},
 };
-use crate::handle::{BalancerHandle, ServerHandle};
+use crate::{
+    handle::{BalancerHandle, ServerHandle},
+    telemetry::Measured,
+};
 use axum::{
     Router,
     body::Bytes,
@@ -62,7 +65,7 @@ struct App {
 
 /// The router of a server.
 pub fn router(handle: ServerHandle, identity: ServerIdentity, settings: HttpSettings) -> Router {
-    let guarded = Guard::new(&settings);
+    let guarded = Guard::new(&settings, handle.telemetry().clone());
     let app = App { handle, identity: Arc::new(identity), settings: Arc::new(settings) };
     Router::new()
         .route("/heartbeat", any(heartbeat))
@@ -75,12 +78,14 @@ pub fn router(handle: ServerHandle, identity: ServerIdentity, settings: HttpSett
         .route("/config", any(config))
         .route("/get_wal", any(log))
         .route("/get_wal_count", any(log_count))
+        .route("/healthz", any(healthz))
+        .route("/readyz", any(readyz))
+        .route("/metrics", any(metrics))
+        .route("/events", any(events))
         .fallback(unknown)
         .with_state(app)
         .layer(middleware::from_fn_with_state(guarded, guard))
 }
-
-type Answer = Result<Response, ApiError>;
 
 impl App {
     async fn ask(&self, request: ServerRequest) -> Result<ServerReply, ApiError> {
@@ -150,6 +155,31 @@ fn unexpected(reply: &ServerReply) -> ApiError {
 async fn unknown(request: Request) -> Response {
     let words = format!("'{}' endpoint does not exist", request.uri().path());
     ApiError::new(StatusCode::NOT_FOUND, "no-such-endpoint", words).into_response()
+}
+
+async fn healthz(State(app): State<App>, request: Request) -> Answer {
+    allow(&request, &[Method::GET])?;
+    ops::alive(app.handle.load().0)
+}
+
+async fn readyz(State(app): State<App>, request: Request) -> Answer {
+    allow(&request, &[Method::GET])?;
+    ops::ready(app.handle.map().as_ref().map(|(_, map)| &**map))
+}
+
+async fn events(State(app): State<App>, request: Request) -> Answer {
+    allow(&request, &[Method::GET])?;
+    ops::events(app.handle.telemetry(), app.handle.map().as_ref().map(|(_, map)| &**map), request.uri())
+}
+
+async fn metrics(State(app): State<App>, request: Request) -> Answer {
+    allow(&request, &[Method::GET])?;
+    let mut now = Measured::default();
+    now.set("requests_waiting", "Requests that wait for the machine of this node", app.handle.load().1 as u64);
+    if let Some((version, _)) = app.handle.map() {
+        now.set("map_version", "The version of the cluster map that this node knows", version.0);
+    }
+    ops::metrics(app.handle.telemetry(), now)
 }
 
 async fn heartbeat(request: Request) -> Answer {

@@ -4,6 +4,7 @@ mod refusals;
 mod streams;
 
 use super::*;
+use crate::telemetry::Telemetry;
 use crate::{
     handle::{Ask, BalancerHandle, ServerHandle},
     net::TokioNetwork,
@@ -39,7 +40,7 @@ fn map() -> ClusterMap {
 /// A balancer's router, and the machine behind it that answers with `answer`; where it has none, it is silent.
 fn played(settings: HttpSettings, mut answer: impl FnMut(Asked) -> Option<Reply> + Send + 'static) -> (Router, JoinHandle<()>) {
     let (known, map) = watch::channel(Some((MapVersion(1), Arc::new(map()))));
-    let (handle, mut asks) = BalancerHandle::new(map);
+    let (handle, mut asks) = BalancerHandle::new(map, Telemetry::default());
     let machine = tokio::spawn(async move {
         let _known = known;
         let mut unanswered = Vec::new();

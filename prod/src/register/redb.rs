@@ -65,13 +65,21 @@ impl RedbRegister {
     /// Opens the register, or makes one that holds `initial`.
     pub(crate) fn open_file(path: &Path, initial: &ClusterMap) -> Result<Self, RegisterError> {
         if !path.try_exists().map_err(refused)? {
-            let new = path.with_extension("new");
-            make(locked(File::options().create(true).truncate(false).read(true).write(true).open(&new))?, initial)?;
-            fs::rename(&new, path).map_err(refused)?;
-            let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-            File::open(dir).and_then(|dir| dir.sync_all()).map_err(refused)?;
+            Self::restore(path, MapVersion(0), initial)?;
         }
         Self::with(locked(File::options().read(true).write(true).open(path))?, initial)
+    }
+
+    /// Makes a register that holds this.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn restore(path: &Path, version: MapVersion, map: &ClusterMap) -> Result<(), RegisterError> {
+        let new = path.with_extension("new");
+        make(locked(File::options().create(true).truncate(false).read(true).write(true).open(&new))?, version, map)?;
+        fs::rename(&new, path).map_err(refused)?;
+        let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        File::open(dir).and_then(|dir| dir.sync_all()).map_err(refused)
     }
 
     /// Opens the register on a disk, or makes one that holds `initial`.
@@ -80,7 +88,7 @@ impl RedbRegister {
     /// As [`Self::open`].
     pub fn open_on(disk: &dyn Disk, initial: &ClusterMap) -> Result<Self, RegisterError> {
         if !disk.exists(REGISTER_FILE).map_err(refused)? {
-            make(RedbFile(disk.open(NEW_FILE).map_err(refused)?), initial)?;
+            make(RedbFile(disk.open(NEW_FILE).map_err(refused)?), MapVersion(0), initial)?;
             disk.rename(NEW_FILE, REGISTER_FILE).map_err(refused)?;
         }
         Self::with(RedbFile(disk.open(REGISTER_FILE).map_err(refused)?), initial)
@@ -109,12 +117,12 @@ fn existing(backend: impl redb::StorageBackend) -> Result<RedbRegister, Register
 }
 
 /// Makes a register, aside: under its own name it is there whole or not at all, or a damaged one would be taken for a new one.
-fn make(backend: impl redb::StorageBackend, initial: &ClusterMap) -> Result<(), RegisterError> {
+fn make(backend: impl redb::StorageBackend, version: MapVersion, initial: &ClusterMap) -> Result<(), RegisterError> {
     backend.set_len(0).map_err(failed)?;
     let database = Embedded::open(backend)?;
     guarded(|| {
         let transaction = database.begin_write().map_err(failed)?;
-        put(&transaction, MapVersion(0), initial)?;
+        put(&transaction, version, initial)?;
         transaction.commit().map_err(failed)
     })
 }

@@ -1,6 +1,7 @@
 //! Every refusal: its status, and what it says of what was applied.
 
 use super::*;
+use crate::telemetry::Telemetry;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use twinshard_core::{
     id::Position,
@@ -215,7 +216,7 @@ async fn a_key_is_free_again_only_where_no_shard_was_reached() {
 #[tokio::test]
 async fn other_methods_are_told_which_there_are() {
     let (balancer, _machine) = played(HttpSettings::default(), |_| None);
-    let (handle, _asks) = ServerHandle::new(watch::channel(None).1);
+    let (handle, _asks) = ServerHandle::new(watch::channel(None).1, Telemetry::default());
     let identity = server::ServerIdentity { name: "Server0".into(), number: 0, standalone: None };
     let server = server::router(handle, identity, HttpSettings::default());
     for (router, path, methods) in [
@@ -261,7 +262,7 @@ async fn other_methods_are_told_which_there_are() {
 #[tokio::test]
 async fn a_server_says_what_its_own_shards_cannot_serve() {
     let (known, map) = watch::channel(Some((MapVersion(1), Arc::new(map()))));
-    let (handle, mut asks) = ServerHandle::new(map);
+    let (handle, mut asks) = ServerHandle::new(map, Telemetry::default());
     tokio::spawn(async move {
         let _known = known;
         while let Some(ask) = asks.recv().await {

@@ -1,0 +1,50 @@
+//! The cluster as a balancer sees it, in numbers for /metrics.
+
+use crate::telemetry::{Measured, OfReplica, OfServer, OfShard};
+use twinshard_core::{
+    id::ServerId,
+    message::ReplicaStatus,
+    request::{Health, Status},
+};
+
+/// Adds what the status says.
+pub(super) fn measure(status: &Status, now: &mut Measured) {
+    let map = &status.map;
+    now.set("map_version", "The version of the cluster map that this node knows", status.version.0);
+    let name = |server: ServerId| map.servers.get(&server).map_or_else(|| server.to_string(), |record| record.name.to_string());
+    let up = status.servers.iter().map(|(id, seen)| (OfServer { server: name(*id) }, u64::from(seen.health == Health::Up)));
+    now.set_each("server_up", "1 if the server answers this balancer", up);
+    let respawns = status.servers.iter().map(|(id, seen)| (OfServer { server: name(*id) }, seen.respawn_count));
+    now.set_each("server_respawns", "How often the server was seen to run anew", respawns);
+
+    let of_shard = |values: &dyn Fn(&twinshard_core::map::ShardRecord) -> Option<u64>| {
+        let shards = map.shards.values();
+        shards.filter_map(|record| Some((OfShard { shard: record.name.to_string() }, values(record)?))).collect::<Vec<_>>()
+    };
+    let epochs = of_shard(&|record| record.current.as_ref().map(|current| current.epoch.0));
+    now.set_each("shard_epoch", "The epoch of the shard's active configuration", epochs);
+    let members = of_shard(&|record| record.current.as_ref().map(|current| current.members.len() as u64));
+    now.set_each("shard_members", "The members of the shard's active configuration", members);
+    let pending = of_shard(&|record| Some(u64::from(record.pending.is_some())));
+    now.set_each("shard_pending", "1 while a new configuration of the shard is on its way", pending);
+    let led = status.shards.iter().filter_map(|(id, seen)| {
+        let record = map.shards.get(id)?;
+        Some((OfShard { shard: record.name.to_string() }, u64::from(seen.primary.is_some())))
+    });
+    now.set_each("shard_served", "1 if a primary serves the shard", led);
+
+    let each = |value: &dyn Fn(&ReplicaStatus) -> u64| {
+        let mut values = Vec::new();
+        for (server, seen) in &status.servers {
+            for replica in seen.replicas.iter().filter(|replica| replica.lost.is_none()) {
+                let Some(shard) = map.shards.get(&replica.shard) else { continue };
+                values.push((OfReplica { shard: shard.name.to_string(), server: name(*server) }, value(replica)));
+            }
+        }
+        values
+    };
+    now.set_each("replica_last_index", "The end of the replica's log", each(&|replica| replica.last.index.0));
+    now.set_each("replica_commit_index", "What the replica knows to be committed", each(&|replica| replica.commit.0));
+    now.set_each("replica_applied_index", "What the replica has applied", each(&|replica| replica.applied.0));
+    now.set_each("replica_flushed_index", "What the replica's row store holds", each(&|replica| replica.flushed.0));
+}

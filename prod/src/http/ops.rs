@@ -1,0 +1,196 @@
+//! What operators and their tools ask of any node: is it alive, is it ready, what has it counted, what has it seen and done.
+
+use super::{Answer, error::ApiError, json_response};
+use crate::telemetry::{Event, Measured, Telemetry, kind};
+use axum::{
+    body::Body,
+    http::{StatusCode, Uri, header},
+    response::IntoResponse,
+};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use tokio::time::Instant;
+use twinshard_core::{
+    config::Configuration,
+    effect::Note,
+    id::{ReplicaId, ServerId, ShardId},
+    map::ClusterMap,
+};
+
+/// The type of the OpenMetrics text format, which Prometheus takes.
+const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// /healthz: whether the node's own task runs.
+pub(super) fn alive(is_running: bool) -> Answer {
+    if is_running {
+        return Ok(json_response(StatusCode::OK, &json!({ "message": "alive", "status": "success" })));
+    }
+    Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "stopped", "The node has stopped"))
+}
+
+/// /readyz: whether the node knows its cluster, without which it answers little.
+pub(super) fn ready(map: Option<&ClusterMap>) -> Answer {
+    if map.is_some() {
+        return Ok(json_response(StatusCode::OK, &json!({ "message": "ready", "status": "success" })));
+    }
+    Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "not-ready", "The node has not read the cluster map yet"))
+}
+
+/// /metrics.
+pub(super) fn metrics(telemetry: &Telemetry, now: Measured) -> Answer {
+    Ok(([(header::CONTENT_TYPE, OPEN_METRICS)], Body::from(telemetry.text(now))).into_response())
+}
+
+/// /events?after=NUMBER: the notes with higher numbers, oldest first.
+pub(super) fn events(telemetry: &Telemetry, map: Option<&ClusterMap>, uri: &Uri) -> Answer {
+    let after = uri.query().unwrap_or_default().split('&').find_map(|pair| pair.strip_prefix("after="));
+    let after = match after {
+        None => 0,
+        Some(number) => number.parse().map_err(|_| ApiError::invalid("'after' is the number of an event"))?,
+    };
+    let now = Instant::now();
+    // All of them, since what a configuration changed is told by the one before it.
+    let events = described(&telemetry.events_after(0), &map.cloned().unwrap_or_default(), now);
+    let last = events.last().map_or(0, |(number, _)| *number);
+    let events: Vec<Value> = events.into_iter().filter(|(number, _)| *number > after).map(|(_, event)| event).collect();
+    Ok(json_response(StatusCode::OK, &json!({ "events": events, "last": last, "status": "success" })))
+}
+
+/// Events for people and tools, with the names that the map has for what they speak of.
+fn described(events: &[Event], map: &ClusterMap, now: Instant) -> Vec<(u64, Value)> {
+    let mut led: BTreeMap<ShardId, Configuration> = BTreeMap::new();
+    let mut described = Vec::new();
+    for event in events {
+        let (text, facts) = describe(&event.note, map, &led);
+        let mut value = json!({
+            "number": event.number,
+            "ago_ms": u64::try_from(now.saturating_duration_since(event.at).as_millis()).unwrap_or(u64::MAX),
+            "kind": kind(&event.note),
+            "text": text,
+        });
+        for (name, fact) in facts {
+            value[name] = fact;
+        }
+        described.push((event.number, value));
+        if let Note::Activated { shard, config } = &event.note {
+            led.insert(*shard, config.clone());
+        }
+    }
+    described
+}
+
+type Facts = Vec<(&'static str, Value)>;
+
+fn describe(note: &Note, map: &ClusterMap, led: &BTreeMap<ShardId, Configuration>) -> (String, Facts) {
+    let name = |server: ServerId| map.servers.get(&server).map_or_else(|| server.to_string(), |record| record.name.to_string());
+    let of_server = |server: ServerId, words: &str| (format!("{} {words}", name(server)), vec![("server", json!(name(server)))]);
+    let home = |replica: ReplicaId| map.server_of(replica).map_or_else(|| replica.to_string(), name);
+    match note {
+        Note::Suspected { server } => of_server(*server, "does not answer"),
+        Note::Recovered { server } => of_server(*server, "answers again"),
+        Note::Respawning { server } => of_server(*server, "is taken for dead and started again"),
+        Note::Restarted { server } => of_server(*server, "runs anew"),
+        Note::Started { server } => of_server(*server, "was started"),
+        Note::ProvisionFailed { server, reason } => {
+            let (text, mut facts) = of_server(*server, "could not be started or stopped");
+            facts.push(("reason", json!(reason)));
+            (format!("{text}: {reason}"), facts)
+        }
+        Note::Proposed { shard, config } | Note::Activated { shard, config } => {
+            let shard_name = map.shards.get(shard).map_or_else(|| shard.to_string(), |record| record.name.to_string());
+            let members: Vec<String> = config.members.iter().map(|member| home(*member)).collect();
+            let what = if matches!(note, Note::Proposed { .. }) { "is proposed" } else { "is active" };
+            let mut text = format!("{shard_name}: epoch {} {what}: {} leads", config.epoch.0, home(config.primary));
+            if let (Note::Proposed { .. }, Some(before)) = (note, led.get(shard)) {
+                if before.primary != config.primary {
+                    text.push_str(&format!(" in place of {}", home(before.primary)));
+                }
+                for (word, one, other) in [("without", before, config), ("with", config, before)] {
+                    let changed: Vec<String> =
+                        one.members.iter().filter(|member| !other.has(**member)).map(|member| home(*member)).collect();
+                    if !changed.is_empty() {
+                        text.push_str(&format!(", {word} {}", changed.join(" and ")));
+                    }
+                }
+            } else {
+                text.push_str(&format!(", members {}, {} of them have to have a write", members.join(", "), config.write_quorum));
+            }
+            let facts = vec![
+                ("shard", json!(shard_name)),
+                ("epoch", json!(config.epoch.0)),
+                ("primary", json!(home(config.primary))),
+                ("members", json!(members)),
+                ("write_quorum", json!(config.write_quorum)),
+            ];
+            (text, facts)
+        }
+        Note::Lost { replica, reason } => {
+            let shard = map.replicas.get(replica).and_then(|record| map.shards.get(&record.shard));
+            let shard = shard.map_or_else(String::new, |record| format!(" of {}", record.name));
+            let text = format!("the replica{shard} on {} is lost: {reason:?}", home(*replica));
+            (text, vec![("replica", json!(replica.0)), ("reason", json!(format!("{reason:?}")))])
+        }
+        Note::Controlling => ("this balancer controls the cluster".to_owned(), vec![]),
+        Note::Dropped { reason } => (format!("a message was dropped: {reason}"), vec![("reason", json!(reason))]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{collections::BTreeSet, time::Duration};
+    use twinshard_core::{
+        id::Epoch,
+        map::{ReplicaRecord, ReplicaStage, ServerGoal, ServerRecord, ShardRecord},
+        value::Key,
+    };
+
+    #[tokio::test(start_paused = true)]
+    async fn events_are_told_with_names_and_with_what_changed() {
+        let mut map = ClusterMap::default();
+        for number in 1..=4 {
+            let server = ServerId(number);
+            map.servers
+                .insert(server, ServerRecord { name: format!("Server{number}").into(), number, goal: ServerGoal::Run, address: None });
+            let replica = ReplicaRecord { shard: ShardId(1), server, stage: ReplicaStage::Ready };
+            map.replicas.insert(ReplicaId(number), replica);
+        }
+        map.shards.insert(
+            ShardId(1),
+            ShardRecord {
+                name: "sh1".into(),
+                low: Key(0),
+                size: 1,
+                current: None,
+                pending: None,
+                placement: BTreeSet::new(),
+                wanted_primary: None,
+            },
+        );
+        let telemetry = Telemetry::default();
+        let config = |epoch, primary, members: &[u64]| Configuration {
+            epoch: Epoch(epoch),
+            primary: ReplicaId(primary),
+            members: members.iter().copied().map(ReplicaId).collect(),
+            write_quorum: 2,
+        };
+        telemetry.noted(&Note::Activated { shard: ShardId(1), config: config(1, 1, &[1, 2, 3]) });
+        telemetry.noted(&Note::Suspected { server: ServerId(1) });
+        telemetry.noted(&Note::Proposed { shard: ShardId(1), config: config(2, 2, &[2, 3, 4]) });
+        telemetry.noted(&Note::Suspected { server: ServerId(9) });
+        tokio::time::advance(Duration::from_millis(1_500)).await;
+        let described = described(&telemetry.events_after(0), &map, Instant::now());
+        let texts: Vec<&str> = described.iter().map(|(_, event)| event["text"].as_str().expect("a text")).collect();
+        assert_eq!(
+            texts,
+            [
+                "sh1: epoch 1 is active: Server1 leads, members Server1, Server2, Server3, 2 of them have to have a write",
+                "Server1 does not answer",
+                "sh1: epoch 2 is proposed: Server2 leads in place of Server1, without Server1, with Server4",
+                "s9 does not answer",
+            ]
+        );
+        assert_eq!(described[1].1["ago_ms"], json!(1_500));
+        assert_eq!(described[2].1["members"], json!(["Server2", "Server3", "Server4"]));
+    }
+}
