@@ -18,9 +18,52 @@ demo: ## The default cluster, a load, a kill -9 in the middle, and what came of 
 	$(CARGO) build --release --locked -p twinshard
 	exec target/release/twinshard demo
 
+NAME ?= twinshard
+BIND ?= 127.0.0.1
+AUTH ?= off
+TARGET := $(shell rustc -vV | sed -n 's/^host: //p')
+STATIC := target/$(TARGET)/release/twinshard
+
+.PHONY: all
+all: image ## The production system on Docker (NAME=twinshard PORT=5000 BIND=127.0.0.1 AUTH=off); again, to bring up what is down
+	$(STATIC) deploy --name $(NAME) --port $(PORT) --bind $(BIND) --auth $(AUTH)
+
+.PHONY: image
+image: static ## The image of a deployment: the statically linked program alone
+	@docker version >/dev/null 2>&1 || { echo "Docker does not answer: is it installed, does it run, and may you use it? (docker ps shows it)" >&2; exit 1; }
+	rm -rf target/image && mkdir -p target/image/rootfs/data target/image/rootfs/secret
+	touch target/image/rootfs/data/.keep target/image/rootfs/secret/.keep
+	cp $(STATIC) target/image/twinshard && strip target/image/twinshard
+	docker build -q -t $(shell echo $(NAME) | tr A-Z a-z)/twinshard:latest --label twinshard.deployment=$(NAME) -f prod/docker/Dockerfile target/image
+
+.PHONY: static
+static: # The program, linked to nothing, so that it runs in an image that holds nothing else
+	$(CARGO) build --release --locked -p twinshard --target $(TARGET) \
+		--config 'target.$(TARGET).rustflags=["--cfg", "tokio_unstable", "-C", "target-feature=+crt-static"]'
+
+.PHONY: down
+down: static ## Removes the containers and the network of a deployment, and keeps its data (NAME)
+	$(STATIC) undeploy --name $(NAME) --keep-data
+
+.PHONY: clean
+clean: static ## Removes everything of a deployment: containers, network, volumes, image (NAME); asks first at a terminal
+	$(STATIC) undeploy --name $(NAME)
+
+.PHONY: restart
+restart: down all ## Stops a deployment and brings it up again (NAME)
+
+.PHONY: logs
+logs: ## What the balancer of a deployment says (NAME)
+	docker logs -f $$(docker ps -aq --filter label=twinshard.deployment=$(NAME) --filter label=twinshard.role=balancer)
+
+.PHONY: status
+status: static ## What a deployment is doing (PORT)
+	$(STATIC) status --url http://127.0.0.1:$(PORT)
+
 .PHONY: test
 test: ## Every test: machines, storage, simulated scenarios, processes (minutes)
 	$(CARGO) build --release --locked -p twinshard
+	@if docker version >/dev/null 2>&1; then $(MAKE) static; else echo "No Docker engine answers: its tests are skipped"; fi
 	$(CARGO) test --workspace --locked
 
 .PHONY: check

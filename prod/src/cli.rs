@@ -4,7 +4,10 @@ mod access;
 mod bench;
 pub mod client;
 mod demo;
+#[cfg(feature = "docker")]
+mod deploy;
 mod events;
+mod healthcheck;
 mod load;
 mod nodes;
 mod purge;
@@ -45,6 +48,11 @@ enum Command {
     Bench(bench::Bench),
     Demo(demo::Demo),
     Purge(purge::Purge),
+    Healthcheck(healthcheck::Healthcheck),
+    #[cfg(feature = "docker")]
+    Deploy(deploy::Deploy),
+    #[cfg(feature = "docker")]
+    Undeploy(deploy::Undeploy),
     Recover(recover::Recover),
 }
 
@@ -102,6 +110,11 @@ pub fn main() -> ExitCode {
             Command::Bench(bench) => bench.run().await,
             Command::Demo(demo) => demo.run().await,
             Command::Purge(purge) => purge.run(),
+            Command::Healthcheck(healthcheck) => healthcheck.run().await,
+            #[cfg(feature = "docker")]
+            Command::Deploy(deploy) => deploy.run().await,
+            #[cfg(feature = "docker")]
+            Command::Undeploy(undeploy) => undeploy.run().await,
             Command::Recover(recover) => recover.run(),
         }
     });

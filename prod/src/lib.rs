@@ -10,6 +10,8 @@ pub mod handle;
 pub mod http;
 pub mod node;
 
+#[cfg(feature = "docker")]
+pub mod docker;
 pub mod driver;
 pub mod peer;
 

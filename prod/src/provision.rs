@@ -1,5 +1,7 @@
 //! Provisioners: what starts and stops servers for the controller.
 
+#[cfg(feature = "docker")]
+pub mod docker;
 pub mod process;
 
 use std::future::Future;

@@ -124,7 +124,7 @@ fn wrong_usage_ends_with_two_and_failures_with_one_line_and_one() {
 
 #[test]
 fn every_command_explains_itself() {
-    for command in ["up", "balancer", "server", "status", "bench", "demo", "purge"] {
+    for command in ["up", "balancer", "server", "status", "events", "bench", "demo", "purge", "recover"] {
         let (code, printed, said) = run(&[command, "--help"]);
         assert_eq!((code, said.as_str()), (0, ""), "{command}");
         assert!(printed.contains("Usage: twinshard ") && printed.len() > 200, "{command} --help teaches nothing");

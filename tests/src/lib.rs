@@ -11,6 +11,8 @@ mod damage;
 #[cfg(test)]
 mod determinism;
 #[cfg(test)]
+mod docker;
+#[cfg(test)]
 mod lock;
 #[cfg(test)]
 mod ops;

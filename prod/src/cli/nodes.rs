@@ -93,6 +93,16 @@ pub enum RoleArg {
     Controller,
 }
 
+/// How a balancer starts servers.
+#[cfg(feature = "docker")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ProvisionerArg {
+    /// As child processes, below its directory.
+    Process,
+    /// As containers of a deployment.
+    Docker,
+}
+
 /// What a write does with a key that exists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum OnConflictArg {
@@ -207,6 +217,13 @@ pub struct BalancerCommand {
     /// What it does; of several balancers one at least has to control, one to route
     #[arg(long, value_enum, default_value_t = RoleArg::Both)]
     role: RoleArg,
+    /// How servers are started
+    #[cfg(feature = "docker")]
+    #[arg(long, value_enum, default_value_t = ProvisionerArg::Process)]
+    provisioner: ProvisionerArg,
+    #[cfg(feature = "docker")]
+    #[command(flatten)]
+    docker: super::deploy::DockerArgs,
     /// There are other balancers on the same register
     #[arg(long, hide = true, requires = "child")]
     several: bool,
@@ -232,6 +249,14 @@ impl BalancerCommand {
             make_dir(&self.node.dir)?;
             register_is_where_its_data_is(&self.node.dir)?;
             let register = open_register(&self.node.dir, self.node.cluster)?;
+            #[cfg(feature = "docker")]
+            if self.provisioner == ProvisionerArg::Docker {
+                // Its servers look for it.
+                Secret::load_or_create(&self.node.secret_file)?;
+                self.choices.access.settle(&[self.listen.ip()], &self.node.dir)?;
+                let provisioner = self.docker.provisioner(self.node.cluster, &self.choices.access).await?;
+                return self.serve(register, provisioner, told_to_stop()?, ready).await;
+            }
             let result = self.serve(register, Arc::clone(&provisioner), told_to_stop()?, ready).await;
             provisioner.shutdown().await;
             return result;

@@ -1,0 +1,379 @@
+//! One deployment on a Docker engine: its names, its labels, its containers. Everything it makes carries the label of the deployment, and it
+//! touches nothing that does not.
+
+use bollard::{
+    Docker,
+    errors::Error,
+    models::{
+        ContainerCreateBody, ContainerSummary, ContainerSummaryStateEnum, EndpointSettings, HostConfig, Mount, MountType,
+        NetworkCreateRequest, NetworkingConfig, PortBinding, RestartPolicy, RestartPolicyNameEnum, VolumeCreateRequest,
+    },
+    query_parameters::{
+        CreateContainerOptionsBuilder, ListContainersOptionsBuilder, ListImagesOptionsBuilder, ListNetworksOptionsBuilder,
+        ListVolumesOptionsBuilder, LogsOptionsBuilder, RemoveContainerOptionsBuilder, RemoveImageOptionsBuilder,
+    },
+};
+use futures_util::StreamExt;
+use std::{fmt::Write, net::IpAddr, time::Duration};
+use thiserror::Error;
+use twinshard_core::schema::is_name;
+
+/// The label that says whose something is.
+pub const DEPLOYMENT: &str = "twinshard.deployment";
+/// The label with the id of a server.
+pub const SERVER: &str = "twinshard.server";
+/// The label with the id of the cluster.
+pub const CLUSTER: &str = "twinshard.cluster";
+/// The deployment whose containers have the bare names of their servers.
+pub const DEFAULT_NAME: &str = "twinshard";
+/// The user that our image runs as: nobody in particular.
+const USER: &str = "65532:65532";
+/// How long a container may take to end by itself when it is removed kindly.
+const STOP_SECONDS: i32 = 5;
+/// Processes and threads of one container. A guess: several times what a node has.
+const PIDS_MAX: i64 = 512;
+
+/// Why the engine did not do it.
+#[derive(Debug, Error)]
+pub enum DockerError {
+    /// Nobody answers at its socket, or we may not use it.
+    #[error("Docker does not answer: {0}. Is it installed, does it run, and may you use its socket (`docker ps` shows it)?")]
+    Unreachable(Error),
+    /// It refused.
+    #[error("Docker refused to {what}: {error}")]
+    Refused {
+        /// What was asked of it.
+        what: String,
+        /// Why.
+        error: Error,
+    },
+    /// A name that we need is somebody else's.
+    #[error("the container name {0} is taken by something that is not of this deployment; remove it, or deploy under another name")]
+    NameTaken(String),
+    /// The name of a deployment has to be that of containers.
+    #[error("'{0}' is no name for a deployment: 1 to 63 letters, digits, '_', '.' and '-', the first a letter or digit")]
+    BadName(String),
+}
+
+/// A deployment.
+#[derive(Clone, Debug)]
+pub struct Deployment {
+    docker: Docker,
+    name: String,
+}
+
+/// A container to be made.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    /// What other containers call it.
+    pub alias: String,
+    /// The image.
+    pub image: String,
+    /// The words after the program's name.
+    pub command: Vec<String>,
+    /// Labels besides the deployment's.
+    pub labels: Vec<(&'static str, String)>,
+    /// Volumes: name, where, and whether it may write.
+    pub volumes: Vec<(String, &'static str, bool)>,
+    /// Files of the host that it sees, with the group that may use them: the engine's socket.
+    pub socket: Option<(String, u32)>,
+    /// Where its port 5000 is published on the host.
+    pub published: Option<(IpAddr, u16)>,
+    /// Started again by the engine when it ends by itself.
+    pub restarts: bool,
+    /// The most memory, in MiB.
+    pub memory_mib: u32,
+    /// The most processor time, in thousandths of a core.
+    pub cpu_millis: u32,
+}
+
+fn refused(what: impl Into<String>) -> impl FnOnce(Error) -> DockerError {
+    let what = what.into();
+    move |error| match error {
+        Error::DockerResponseServerError { .. } => DockerError::Refused { what, error },
+        error => DockerError::Unreachable(error),
+    }
+}
+
+/// The engine's answer was that there is no such thing.
+const fn is_missing(error: &Error) -> bool {
+    matches!(error, Error::DockerResponseServerError { status_code: 404, .. })
+}
+
+impl Deployment {
+    /// Connects to the engine at its usual socket, or where `DOCKER_HOST` says.
+    ///
+    /// # Errors
+    /// If the name is none, or the engine does not answer.
+    pub async fn connect(name: &str) -> Result<Self, DockerError> {
+        if !is_name(name) || !name.starts_with(|first: char| first.is_ascii_alphanumeric()) {
+            return Err(DockerError::BadName(name.to_owned()));
+        }
+        let docker = Docker::connect_with_unix_defaults().map_err(DockerError::Unreachable)?;
+        let docker = docker.negotiate_version().await.map_err(DockerError::Unreachable)?;
+        docker.ping().await.map_err(DockerError::Unreachable)?;
+        Ok(Self { docker, name: name.to_owned() })
+    }
+
+    /// Its name, which is also that of its network.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The name of the container that others call `alias`.
+    #[must_use]
+    pub fn container_name(&self, alias: &str) -> String {
+        if self.name == DEFAULT_NAME { alias.to_owned() } else { format!("{}-{alias}", self.name) }
+    }
+
+    /// The name of a volume.
+    #[must_use]
+    pub fn volume_name(&self, what: &str) -> String {
+        format!("{}-{what}", self.name)
+    }
+
+    /// The image that was built for it.
+    #[must_use]
+    pub fn image(&self) -> String {
+        format!("{}/twinshard:latest", self.name.to_ascii_lowercase())
+    }
+
+    fn label(&self) -> String {
+        format!("{DEPLOYMENT}={}", self.name)
+    }
+
+    /// Its containers, whether they run or not.
+    ///
+    /// # Errors
+    /// If the engine does not answer.
+    pub async fn containers(&self) -> Result<Vec<ContainerSummary>, DockerError> {
+        let filters = [("label", vec![self.label()])].into();
+        let options = ListContainersOptionsBuilder::default().all(true).filters(&filters).build();
+        self.docker.list_containers(Some(options)).await.map_err(refused("list containers"))
+    }
+
+    /// Its container with this label.
+    ///
+    /// # Errors
+    /// If the engine does not answer.
+    pub async fn container_with(&self, label: &str, value: &str) -> Result<Option<ContainerSummary>, DockerError> {
+        let containers = self.containers().await?;
+        Ok(containers
+            .into_iter()
+            .find(|container| container.labels.as_ref().is_some_and(|labels| labels.get(label).is_some_and(|found| found == value))))
+    }
+
+    /// Sees that its network is there. A second one of the same name would be made without complaint, so it looks first.
+    ///
+    /// # Errors
+    /// If the engine refuses, or a network of that name is not ours.
+    pub async fn ensure_network(&self) -> Result<(), DockerError> {
+        let networks = self.docker.list_networks(None).await.map_err(refused("list networks"))?;
+        if let Some(network) = networks.into_iter().find(|network| network.name.as_deref() == Some(&self.name)) {
+            let is_ours = network.labels.is_some_and(|labels| labels.get(DEPLOYMENT) == Some(&self.name));
+            return if is_ours { Ok(()) } else { Err(DockerError::NameTaken(self.name.clone())) };
+        }
+        let labels = [(DEPLOYMENT.to_owned(), self.name.clone())].into();
+        let network = NetworkCreateRequest { name: self.name.clone(), labels: Some(labels), ..NetworkCreateRequest::default() };
+        self.docker.create_network(network).await.map_err(refused("make the network"))?;
+        Ok(())
+    }
+
+    /// Sees that a volume is there. The labels it has, given ones if it is new.
+    ///
+    /// # Errors
+    /// If the engine refuses.
+    pub async fn ensure_volume(&self, name: &str, labels: &[(&str, String)]) -> Result<Vec<(String, String)>, DockerError> {
+        let own = (DEPLOYMENT.to_owned(), self.name.clone());
+        let labels = labels.iter().map(|(label, value)| ((*label).to_owned(), value.clone())).chain([own]).collect();
+        let volume = VolumeCreateRequest { name: Some(name.to_owned()), labels: Some(labels), ..VolumeCreateRequest::default() };
+        // One that is there is left as it is.
+        let volume = self.docker.create_volume(volume).await.map_err(refused(format!("make the volume {name}")))?;
+        Ok(volume.labels.into_iter().collect())
+    }
+
+    /// Makes a container and starts it. An earlier one of the deployment by the same name goes; its volumes stay.
+    ///
+    /// # Errors
+    /// If the engine refuses, or the name is taken by somebody else.
+    pub async fn run(&self, wanted: &Wanted) -> Result<(), DockerError> {
+        let name = self.container_name(&wanted.alias);
+        if let Some(id) = self.named(&name).await? {
+            self.remove(&id).await?;
+        }
+        let options = CreateContainerOptionsBuilder::default().name(&name).build();
+        self.docker.create_container(Some(options), self.body(wanted)).await.map_err(|error| match error {
+            Error::DockerResponseServerError { status_code: 409, .. } => DockerError::NameTaken(name.clone()),
+            error => refused(format!("make the container {name}"))(error),
+        })?;
+        self.docker.start_container(&name, None).await.map_err(refused(format!("start {name}")))
+    }
+
+    /// The id of this deployment's container of that name.
+    async fn named(&self, name: &str) -> Result<Option<String>, DockerError> {
+        let path = format!("/{name}");
+        let containers = self.containers().await?;
+        Ok(containers.into_iter().find(|container| container.names.iter().flatten().any(|found| *found == path)).and_then(|found| found.id))
+    }
+
+    fn body(&self, wanted: &Wanted) -> ContainerCreateBody {
+        let mount = |typ, source: &str, target: &str, is_written: bool| Mount {
+            typ: Some(typ),
+            source: Some(source.to_owned()),
+            target: Some(target.to_owned()),
+            read_only: Some(!is_written),
+            ..Mount::default()
+        };
+        let volumes = wanted.volumes.iter().map(|(volume, target, is_written)| mount(MountType::VOLUME, volume, target, *is_written));
+        let socket = wanted.socket.iter().map(|(path, _)| mount(MountType::BIND, path, "/var/run/docker.sock", true));
+        let own = (DEPLOYMENT, self.name.clone());
+        let labels = wanted.labels.iter().cloned().chain([own]).map(|(label, value)| (label.to_owned(), value));
+        let ports = wanted.published.map(|(ip, port)| {
+            let binding = PortBinding { host_ip: Some(ip.to_string()), host_port: Some(port.to_string()) };
+            [("5000/tcp".to_owned(), Some(vec![binding]))].into()
+        });
+        let restart = if wanted.restarts { RestartPolicyNameEnum::UNLESS_STOPPED } else { RestartPolicyNameEnum::NO };
+        let endpoint = EndpointSettings { aliases: Some(vec![wanted.alias.clone()]), ..EndpointSettings::default() };
+        ContainerCreateBody {
+            image: Some(wanted.image.clone()),
+            cmd: Some(wanted.command.clone()),
+            user: Some(USER.to_owned()),
+            labels: Some(labels.collect()),
+            exposed_ports: Some(vec!["5000/tcp".to_owned()]),
+            host_config: Some(HostConfig {
+                network_mode: Some(self.name.clone()),
+                mounts: Some(volumes.chain(socket).collect()),
+                group_add: wanted.socket.as_ref().map(|(_, group)| vec![group.to_string()]),
+                port_bindings: ports,
+                restart_policy: Some(RestartPolicy { name: Some(restart), maximum_retry_count: None }),
+                readonly_rootfs: Some(true),
+                cap_drop: Some(vec!["ALL".to_owned()]),
+                security_opt: Some(vec!["no-new-privileges".to_owned()]),
+                memory: Some(i64::from(wanted.memory_mib) << 20),
+                // No swap: what is over the limit ends, and is started again.
+                memory_swap: Some(i64::from(wanted.memory_mib) << 20),
+                nano_cpus: Some(i64::from(wanted.cpu_millis) * 1_000_000),
+                pids_limit: Some(PIDS_MAX),
+                ..HostConfig::default()
+            }),
+            networking_config: Some(NetworkingConfig { endpoints_config: Some([(self.name.clone(), endpoint)].into()) }),
+            ..ContainerCreateBody::default()
+        }
+    }
+
+    /// Starts a container again that has ended.
+    ///
+    /// # Errors
+    /// If the engine refuses.
+    pub async fn start(&self, id: &str) -> Result<(), DockerError> {
+        self.docker.start_container(id, None).await.map_err(refused("start a container"))
+    }
+
+    /// Kills and removes a container, whatever state it is in. Its volumes stay.
+    ///
+    /// # Errors
+    /// If the engine refuses.
+    pub async fn remove(&self, id: &str) -> Result<(), DockerError> {
+        let options = RemoveContainerOptionsBuilder::default().force(true).build();
+        match self.docker.remove_container(id, Some(options)).await {
+            Err(error) if !is_missing(&error) => Err(refused("remove a container")(error)),
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+
+    /// Asks a container to end, and removes it.
+    ///
+    /// # Errors
+    /// If the engine refuses.
+    pub async fn close(&self, id: &str) -> Result<(), DockerError> {
+        let options = bollard::query_parameters::StopContainerOptionsBuilder::default().t(STOP_SECONDS).build();
+        // A container that is paused does not end by itself, and is removed all the same.
+        let _ = self.docker.stop_container(id, Some(options)).await;
+        self.remove(id).await
+    }
+
+    /// Whether a container runs and is not paused, as it was listed.
+    #[must_use]
+    pub fn is_running(container: &ContainerSummary) -> bool {
+        container.state == Some(ContainerSummaryStateEnum::RUNNING)
+    }
+
+    /// The last lines that a container printed, for an error message.
+    pub async fn last_words(&self, id: &str) -> String {
+        let options = LogsOptionsBuilder::default().stdout(true).stderr(true).tail("3").build();
+        let mut words = String::new();
+        let mut lines = self.docker.logs(id, Some(options));
+        while let Ok(Some(Ok(line))) = tokio::time::timeout(Duration::from_secs(2), lines.next()).await {
+            let _ = write!(words, "{line}");
+        }
+        words.trim().to_owned()
+    }
+
+    /// Whether the image is there.
+    ///
+    /// # Errors
+    /// If the engine does not answer.
+    pub async fn has_image(&self, image: &str) -> Result<bool, DockerError> {
+        match self.docker.inspect_image(image).await {
+            Ok(_) => Ok(true),
+            Err(error) if is_missing(&error) => Ok(false),
+            Err(error) => Err(refused("look at an image")(error)),
+        }
+    }
+
+    /// Removes the network, if it is ours.
+    ///
+    /// # Errors
+    /// If the engine refuses.
+    pub async fn remove_network(&self) -> Result<usize, DockerError> {
+        let filters = [("label", vec![self.label()])].into();
+        let options = ListNetworksOptionsBuilder::default().filters(&filters).build();
+        let networks = self.docker.list_networks(Some(options)).await.map_err(refused("list networks"))?;
+        let ids: Vec<String> = networks.into_iter().filter_map(|network| network.id).collect();
+        for id in &ids {
+            self.docker.remove_network(id).await.map_err(refused("remove the network"))?;
+        }
+        Ok(ids.len())
+    }
+
+    /// The names of its volumes, in order.
+    ///
+    /// # Errors
+    /// If the engine does not answer.
+    pub async fn volumes(&self) -> Result<Vec<String>, DockerError> {
+        let filters = [("label", vec![self.label()])].into();
+        let options = ListVolumesOptionsBuilder::default().filters(&filters).build();
+        let volumes = self.docker.list_volumes(Some(options)).await.map_err(refused("list volumes"))?;
+        let mut names: Vec<String> = volumes.volumes.unwrap_or_default().into_iter().map(|volume| volume.name).collect();
+        names.sort();
+        Ok(names)
+    }
+
+    /// Removes a volume and what is in it.
+    ///
+    /// # Errors
+    /// If the engine refuses: something still uses it.
+    pub async fn remove_volume(&self, name: &str) -> Result<(), DockerError> {
+        let options: Option<bollard::query_parameters::RemoveVolumeOptions> = None;
+        self.docker.remove_volume(name, options).await.map_err(refused(format!("remove the volume {name}")))
+    }
+
+    /// Removes the images that were built for it. How many.
+    ///
+    /// # Errors
+    /// If the engine refuses.
+    pub async fn remove_images(&self) -> Result<usize, DockerError> {
+        let filters = [("label", vec![self.label()])].into();
+        let options = ListImagesOptionsBuilder::default().all(false).filters(&filters).build();
+        let images = self.docker.list_images(Some(options)).await.map_err(refused("list images"))?;
+        for image in &images {
+            let options = RemoveImageOptionsBuilder::default().force(true).build();
+            match self.docker.remove_image(&image.id, Some(options), None).await {
+                Err(error) if !is_missing(&error) => return Err(refused("remove an image")(error)),
+                Ok(_) | Err(_) => {}
+            }
+        }
+        Ok(images.len())
+    }
+}
