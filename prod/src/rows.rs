@@ -1,8 +1,12 @@
 //! The row store: the view of each replica's log (DESIGN 7). May lose its unflushed tail, never tears, never serves what does not verify.
 
 pub mod memory;
+#[cfg(feature = "mysql")]
+pub mod mysql;
 pub mod redb;
+mod sealed;
 
+use crate::handle::MapWatch;
 use thiserror::Error;
 use twinshard_core::{
     id::{Position, ReplicaId, StageId},
@@ -17,6 +21,11 @@ pub trait RowStore: Send + 'static {
     /// # Errors
     /// What makes the whole store unusable: the process must stop.
     fn execute(&mut self, replica: ReplicaId, command: StoreCommand) -> Result<StoreAnswer, StoreError>;
+
+    /// Where it learns what the cluster's rows look like. A store that keeps rows as they are given need not know.
+    fn follow(&mut self, map: MapWatch) {
+        drop(map);
+    }
 }
 
 /// What opening a server asks of its row store, before the machine runs.

@@ -1,7 +1,10 @@
 //! The row store in one redb file: a key of every table begins with the replica. redb verifies its own checksums only in repair, so every
 //! value carries one that is checked whenever it is read; a bad one makes its replica lost and is never served.
 
-use super::{RecoverRows, RowStore, StoreError};
+use super::{
+    RecoverRows, RowStore, StoreError,
+    sealed::{self, encode, place, row_place},
+};
 use crate::{
     disk::{
         Disk,
@@ -10,7 +13,7 @@ use crate::{
     log::file::Identity,
 };
 use redb::{ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
-use serde::{Serialize, de::DeserializeOwned};
+use serde::de::DeserializeOwned;
 use std::{collections::BTreeMap, sync::Arc};
 use twinshard_core::{
     id::{ClusterId, OwnerNumber, Position, ReplicaId, ServerId, SessionId, SnapshotId, StageId},
@@ -342,34 +345,8 @@ impl RecoverRows for RedbRows {
     }
 }
 
-fn place(replica: ReplicaId, key: &[u8]) -> Vec<u8> {
-    let mut place = replica.0.to_le_bytes().to_vec();
-    place.extend_from_slice(key);
-    place
-}
-
-fn row_place(replica: ReplicaId, key: Key) -> Vec<u8> {
-    place(replica, &key.0.to_le_bytes())
-}
-
-/// A checksum over the place and the value, then the value: a value that stands at another place does not verify either.
-fn encode(place: &[u8], value: &impl Serialize) -> Vec<u8> {
-    // Plain data without maps of unknown length: it always serialises.
-    let bytes = postcard::to_extend(value, vec![0; 4]).unwrap_or_default();
-    let mut bytes = bytes;
-    if let Some((sum, value)) = bytes.split_first_chunk_mut::<4>() {
-        *sum = crc32c::crc32c_append(crc32c::crc32c(place), value).to_le_bytes();
-    }
-    bytes
-}
-
 fn decode<T: DeserializeOwned>(place: &[u8], bytes: &[u8]) -> Result<T, Trouble> {
-    let damaged = Trouble::Lost(LostReason::RowsDamaged);
-    let Some((sum, value)) = bytes.split_first_chunk::<4>() else { return Err(damaged) };
-    if crc32c::crc32c_append(crc32c::crc32c(place), value).to_le_bytes() != *sum {
-        return Err(damaged);
-    }
-    postcard::from_bytes(value).map_err(|_| damaged)
+    sealed::decode(place, bytes).ok_or(Trouble::Lost(LostReason::RowsDamaged))
 }
 
 fn read_meta(table: &impl ReadableTable<u64, &'static [u8]>, replica: ReplicaId) -> Result<Option<Meta>, Trouble> {
