@@ -161,7 +161,7 @@ impl ServerNode {
         L: Log,
         R: RowStore,
     {
-        let ServerParts { node, cluster, peer_address, config, recovered, log, rows } = parts;
+        let ServerParts { node, cluster, peer_address, config, recovered, log, mut rows } = parts;
         let failed = |source| NodeError::Listen { address: peer_address.clone(), source };
         let listener = node.network.listen(&peer_address).await.map_err(failed)?;
         let local_address = N::local_address(&listener).map_err(failed)?;
@@ -169,6 +169,7 @@ impl ServerNode {
         let clock = Clock::start();
         let (stop, stopped) = Stop::new();
         let (publish, map) = watch::channel(recovered.map.clone());
+        rows.follow(map.clone());
         // The identity of a server never changes: its sender is not needed.
         let (_, identity) = watch::channel(Some(Identity { cluster, node: NodeId::Server(config.server) }));
         let counters = Arc::new(Counters::default());

@@ -159,6 +159,9 @@ impl MysqlRows {
         })?;
         match opened {
             Ok(()) => Ok(rows),
+            Err(reason) if reason != LostReason::Foreign => {
+                Err(StoreError::Failed(format!("its control database is of no use: {reason:?}")))
+            }
             Err(_) => Err(StoreError::Failed(format!(
                 "the database `{}` at {} belongs to another cluster or server",
                 rows.state.control.prefix,

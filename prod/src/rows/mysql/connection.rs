@@ -101,7 +101,7 @@ pub(super) fn statement(text: String) -> Statement {
     sqlx::query(AssertSqlSafe(text))
 }
 
-/// Burns down with every statement, for tests of a process that dies in the middle.
+/// Burns down before every statement and after every change, for tests of a process that dies in the middle.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Fuse(Option<Arc<AtomicI64>>);
 
@@ -163,13 +163,15 @@ impl Link {
     /// A statement without parameters, or several separated by semicolons.
     pub(super) async fn raw(&mut self, text: String) -> Result<(), sqlx::Error> {
         self.fuse.burn()?;
-        sqlx::raw_sql(AssertSqlSafe(text)).execute(&mut self.inner).await.map(|_| ())
+        sqlx::raw_sql(AssertSqlSafe(text)).execute(&mut self.inner).await?;
+        self.fuse.burn()
     }
 
     /// How many rows it changed.
     pub(super) async fn change(&mut self, statement: Statement) -> Result<u64, sqlx::Error> {
         self.fuse.burn()?;
-        Ok(statement.execute(&mut self.inner).await?.rows_affected())
+        let count = statement.execute(&mut self.inner).await?.rows_affected();
+        self.fuse.burn().map(|()| count)
     }
 
     /// The first row, if there is one.
