@@ -291,7 +291,7 @@ impl Database {
     /// Waits until the next try is allowed, but not beyond `deadline`.
     pub(super) fn wait(&self, deadline: Instant) {
         if let (Some(runtime), Some(not_before)) = (&self.runtime, self.not_before) {
-            runtime.block_on(tokio::time::sleep_until(not_before.min(deadline)));
+            runtime.block_on(async { tokio::time::sleep_until(not_before.min(deadline)).await });
         }
     }
 }
