@@ -30,6 +30,7 @@ impl Server {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let port = listener.local_addr().expect("bound").port();
         drop(listener);
+        prepare(&program, dir.path());
         let child = run(&program, dir.path(), port);
         Some(Self { program, dir, port, child })
     }
@@ -73,28 +74,51 @@ fn program() -> Option<PathBuf> {
     dirs.iter().flat_map(|dir| ["mariadbd", "mysqld"].map(|name| dir.join(name))).find(|program| program.is_file())
 }
 
-/// Any user is let in: the data is a test's, and so is the port.
-fn run(program: &Path, dir: &Path, port: u16) -> Child {
+/// Where it was unpacked: it lies in usr/sbin of it.
+fn root(program: &Path) -> PathBuf {
+    program.ancestors().nth(3).unwrap_or(Path::new("/")).to_owned()
+}
+
+fn libraries(program: &Path) -> PathBuf {
+    root(program).join("usr/lib/x86_64-linux-gnu")
+}
+
+/// The program, with the libraries and messages that lie beside what was fetched without being installed.
+fn command(program: &Path, dir: &Path) -> Command {
     let log = fs::OpenOptions::new().create(true).append(true).open(dir.join("log")).expect("a log");
     let mut command = Command::new(program);
-    // What was fetched without being installed finds its libraries and messages beside it.
-    if let Some(root) = program.ancestors().nth(3) {
-        command.env("LD_LIBRARY_PATH", root.join("usr/lib/x86_64-linux-gnu"));
-        if let Ok(messages) = root.join("usr/share/mysql/english").canonicalize() {
-            command.arg("--no-defaults").arg(format!("--lc-messages-dir={}", messages.display()));
-        } else {
-            command.arg("--no-defaults");
-        }
+    command.arg("--no-defaults");
+    command.env("LD_LIBRARY_PATH", libraries(program));
+    let messages = root(program).join("usr/share/mysql/english");
+    if messages.is_dir() {
+        command.arg(format!("--lc-messages-dir={}", messages.display()));
     }
+    command.arg(format!("--datadir={}", dir.join("data").display()));
+    command.args(["--user=root", "--innodb-buffer-pool-size=32M"]);
+    command.stdin(Stdio::null()).stdout(log.try_clone().expect("a log")).stderr(log);
     command
-        .arg(format!("--datadir={}", dir.join("data").display()))
-        .arg(format!("--socket={}", dir.join("socket").display()))
-        .arg(format!("--port={port}"))
-        .args(["--bind-address=127.0.0.1", "--skip-name-resolve", "--skip-grant-tables", "--user=root", "--performance-schema=OFF"])
-        .args(["--innodb-buffer-pool-size=32M", "--innodb-log-file-size=16M"])
-        .stdin(Stdio::null())
-        .stdout(log.try_clone().expect("a log"))
-        .stderr(log);
-    fs::create_dir_all(dir.join("data")).expect("a directory");
+}
+
+/// Makes the data directory, and ends well: what is being made does not outlive a kill.
+fn prepare(program: &Path, dir: &Path) {
+    let version = Command::new(program).arg("--version").env("LD_LIBRARY_PATH", libraries(program)).output().expect("it runs");
+    let is_mariadb = String::from_utf8_lossy(&version.stdout).contains("MariaDB");
+    if is_mariadb {
+        fs::create_dir_all(dir.join("data")).expect("a directory");
+    }
+    let prepared = command(program, dir).arg(if is_mariadb { "--bootstrap" } else { "--initialize-insecure" }).status();
+    assert!(prepared.expect("it runs").success(), "{}", fs::read_to_string(dir.join("log")).unwrap_or_default());
+}
+
+/// Any user is let in: the data is a test's, and so is the port.
+fn run(program: &Path, dir: &Path, port: u16) -> Child {
+    let mut command = command(program, dir);
+    command.arg(format!("--socket={}", dir.join("socket").display())).arg(format!("--port={port}")).args([
+        "--bind-address=127.0.0.1",
+        "--skip-name-resolve",
+        "--skip-grant-tables",
+        "--skip-networking=0",
+        "--performance-schema=OFF",
+    ]);
     command.spawn().expect("the server starts")
 }
