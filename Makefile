@@ -72,6 +72,10 @@ check: ## Format, lints, what the core depends on, core tests (seconds when warm
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 	$(CARGO) test -p twinshard-core --locked --quiet
 
+.PHONY: db
+db: ## A MariaDB for the tests of rows in a database, unpacked under target/db (needs Debian's packages)
+	tests/db/get.sh
+
 .PHONY: explore
 explore: ## Burn seeds in the explorer (SEEDS=100000 START=0)
 	$(CARGO) build --release --locked -p twinshard-sim --no-default-features

@@ -12,6 +12,7 @@ mod load;
 mod nodes;
 mod purge;
 mod recover;
+mod rows;
 mod status;
 mod topology;
 mod up;

@@ -49,6 +49,30 @@ pub trait RecoverRows: RowStore {
     fn complete_reset(&mut self, replica: ReplicaId, stage: StageId, base: Position) -> Result<Result<(), LostReason>, StoreError>;
 }
 
+impl<R: RowStore + ?Sized> RowStore for Box<R> {
+    fn execute(&mut self, replica: ReplicaId, command: StoreCommand) -> Result<StoreAnswer, StoreError> {
+        (**self).execute(replica, command)
+    }
+
+    fn follow(&mut self, map: MapWatch) {
+        (**self).follow(map);
+    }
+}
+
+impl<R: RecoverRows + ?Sized> RecoverRows for Box<R> {
+    fn replicas(&mut self) -> Result<Vec<ReplicaId>, StoreError> {
+        (**self).replicas()
+    }
+
+    fn view(&mut self, replica: ReplicaId) -> Result<Result<ViewState, LostReason>, StoreError> {
+        (**self).view(replica)
+    }
+
+    fn complete_reset(&mut self, replica: ReplicaId, stage: StageId, base: Position) -> Result<Result<(), LostReason>, StoreError> {
+        (**self).complete_reset(replica, stage, base)
+    }
+}
+
 /// Why the store cannot go on.
 #[derive(Debug, Error)]
 pub enum StoreError {

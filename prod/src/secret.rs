@@ -46,6 +46,25 @@ pub enum SecretError {
     Entropy(getrandom::Error),
 }
 
+/// The beginning of a file that only its owner may read.
+///
+/// # Errors
+/// It is not there, others than its owner may have access, or it is not text.
+pub fn private_text(path: &Path, bytes_max: u64) -> Result<String, SecretError> {
+    let io = |source| SecretError::Io { path: path.to_owned(), source };
+    let mut file = fs::File::open(path).map_err(io)?;
+    let mode = file.metadata().map_err(io)?.permissions().mode() & 0o777;
+    if mode & 0o077 != 0 {
+        return Err(SecretError::TooOpen { path: path.to_owned(), mode });
+    }
+    let mut text = String::new();
+    Read::by_ref(&mut file).take(bytes_max).read_to_string(&mut text).map_err(|source| match source.kind() {
+        io::ErrorKind::InvalidData => SecretError::Malformed { path: path.to_owned() },
+        _ => io(source),
+    })?;
+    Ok(text)
+}
+
 impl Secret {
     /// From its bytes.
     #[must_use]
@@ -58,18 +77,8 @@ impl Secret {
     /// # Errors
     /// It is not there, others than its owner may have access, or it is not a secret.
     pub fn load(path: &Path) -> Result<Self, SecretError> {
-        let io = |source| SecretError::Io { path: path.to_owned(), source };
-        let mut file = fs::File::open(path).map_err(io)?;
-        let mode = file.metadata().map_err(io)?.permissions().mode() & 0o777;
-        if mode & 0o077 != 0 {
-            return Err(SecretError::TooOpen { path: path.to_owned(), mode });
-        }
-        let mut text = String::new();
         // One more than a good one has, so that a longer one shows without being read whole.
-        Read::by_ref(&mut file).take(67).read_to_string(&mut text).map_err(|source| match source.kind() {
-            io::ErrorKind::InvalidData => SecretError::Malformed { path: path.to_owned() },
-            _ => io(source),
-        })?;
+        let text = private_text(path, 67)?;
         parse(text.trim_end()).map(Self).ok_or_else(|| SecretError::Malformed { path: path.to_owned() })
     }
 

@@ -17,11 +17,11 @@ use twinshard_core::{
 
 /// The storage of one server, open and owned.
 #[derive(Debug)]
-pub struct Opened {
+pub struct Opened<R = RedbRows> {
     /// The shared log.
     pub log: FileLog,
     /// The row store.
-    pub rows: RedbRows,
+    pub rows: R,
     /// What was found.
     pub recovered: Recovered,
     /// The number of this opening.
@@ -44,9 +44,22 @@ pub enum OpenError {
 /// # Errors
 /// What cannot be mended by refilling replicas: a file system that fails, storage of another cluster or server, another format.
 pub fn open(disk: &Arc<dyn Disk>, identity: Identity, first_owner: OwnerNumber) -> Result<Opened, OpenError> {
+    open_with(disk, identity, first_owner, |owner| RedbRows::open(Arc::clone(disk), identity, owner))
+}
+
+/// Opens the log on a disk, and the row store wherever it is. May block as long as the row store waits.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_with<R: RecoverRows>(
+    disk: &Arc<dyn Disk>,
+    identity: Identity,
+    first_owner: OwnerNumber,
+    rows: impl FnOnce(OwnerNumber) -> Result<R, StoreError>,
+) -> Result<Opened<R>, OpenError> {
     let log = FileLog::open(Arc::clone(disk), identity, first_owner)?;
     let owner = log.owner();
-    let mut rows = RedbRows::open(Arc::clone(disk), identity, owner)?;
+    let mut rows = rows(owner)?;
     let recovered = recover(&log, &mut rows)?;
     Ok(Opened { log, rows, recovered, owner })
 }

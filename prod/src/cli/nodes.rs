@@ -4,6 +4,7 @@ use super::{
     Failure,
     access::AccessArgs,
     make_dir,
+    rows::RowsArgs,
     up::{cluster_id, open_register, register_is_where_its_data_is},
 };
 use crate::{
@@ -20,7 +21,7 @@ use crate::{
     },
     register::Register,
     secret::Secret,
-    store,
+    store::Opened,
     supervised::{self, FromBalancer, Supervised},
 };
 use clap::{Args, ValueEnum};
@@ -387,6 +388,8 @@ pub struct ServerCommand {
     peer_listen: SocketAddr,
     #[command(flatten)]
     access: AccessArgs,
+    #[command(flatten)]
+    rows: RowsArgs,
     /// Speak with a supervisor over standard input and output, and end when it does
     #[arg(long, hide = true)]
     child: bool,
@@ -481,7 +484,8 @@ impl ServerCommand {
         let server = ServerId(self.id);
         // Far below the largest number, so that it can grow for ever.
         let first_owner = OwnerNumber(node.entropy.below(1 << 48) + 1);
-        let store::Opened { log, rows, recovered, owner } = store::open(&disk, Identity { cluster: args.cluster, server }, first_owner)?;
+        let identity = Identity { cluster: args.cluster, server };
+        let Opened { log, rows, recovered, owner } = self.rows.open(disk, identity, first_owner).await?;
         let config = ServerConfig { server, owner, settings: ServerSettings::default(), planted: Planted::NONE };
         let peer_address = self.peer_listen.to_string();
         Ok(ServerNode::start(ServerParts { node, cluster: args.cluster, peer_address, config, recovered, log, rows }).await?)
