@@ -8,7 +8,7 @@ use crate::{
     store::{self, Opened},
 };
 use clap::{Args, ValueEnum};
-use std::{path::PathBuf, sync::Arc, thread};
+use std::{sync::Arc, thread};
 use tokio::sync::oneshot;
 use twinshard_core::id::OwnerNumber;
 
@@ -42,7 +42,7 @@ pub struct RowsArgs {
     /// The file with the password of that user; readable by its owner only. Left out: none
     #[cfg(feature = "mysql")]
     #[arg(long, value_name = "FILE", requires = "database_url")]
-    database_password_file: Option<PathBuf>,
+    database_password_file: Option<std::path::PathBuf>,
     /// The name of the control database, with which all others begin: every server that shares a database server has its own
     #[cfg(feature = "mysql")]
     #[arg(long, value_name = "NAME", default_value = crate::rows::mysql::PREFIX)]

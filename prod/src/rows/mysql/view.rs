@@ -203,7 +203,7 @@ impl Id for Key {
 }
 
 /// What is put, and what goes.
-fn split<'a, K, V>(changes: &'a BTreeMap<K, Option<V>>) -> (Vec<(&'a K, &'a V)>, Vec<&'a K>) {
+fn split<K, V>(changes: &BTreeMap<K, Option<V>>) -> (Vec<(&K, &V)>, Vec<&K>) {
     let put = changes.iter().filter_map(|(key, value)| value.as_ref().map(|value| (key, value))).collect();
     let gone = changes.iter().filter(|(_, value)| value.is_none()).map(|(key, _)| key).collect();
     (put, gone)
