@@ -201,6 +201,7 @@ pub(super) struct Database {
     /// Raised by every connection that was made: what is remembered of one does not hold for the next.
     pub(super) generation: u64,
     failure_count: u32,
+    last_failure: String,
     not_before: Option<Instant>,
 }
 
@@ -218,7 +219,16 @@ impl Database {
     pub(super) fn new(options: MySqlConnectOptions, fuse: Fuse) -> Result<Self, std::io::Error> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let options = options.disable_statement_logging();
-        Ok(Self { runtime: Some(runtime), options, fuse, link: None, generation: 0, failure_count: 0, not_before: None })
+        Ok(Self {
+            runtime: Some(runtime),
+            options,
+            fuse,
+            link: None,
+            generation: 0,
+            failure_count: 0,
+            last_failure: String::new(),
+            not_before: None,
+        })
     }
 
     /// `host:port`.
@@ -266,7 +276,7 @@ impl Database {
 
     async fn connect(&mut self) -> Result<Link, Trouble> {
         if self.not_before.is_some_and(|not_before| Instant::now() < not_before) {
-            return Err(Trouble::Down("it did not answer a moment ago".to_owned()));
+            return Err(Trouble::Down(self.last_failure.clone()));
         }
         let connected = Link::connect(&self.options, &self.fuse).await;
         match &connected {
@@ -284,6 +294,7 @@ impl Database {
             tracing::debug!(database, reason, "the database still does not do its work");
         }
         let wait = BACK_OFF.saturating_mul(1 << self.failure_count.min(8)).min(BACK_OFF_MAX);
+        reason.clone_into(&mut self.last_failure);
         self.failure_count = self.failure_count.saturating_add(1);
         self.not_before = Some(Instant::now() + wait);
     }

@@ -304,7 +304,7 @@ fn a_database_that_nobody_answers_for_is_told_in_one_line() {
     settings.patience = Duration::from_millis(300);
     let error = MysqlRows::open(&settings, IDENTITY, OwnerNumber(1), Box::new(|_| None)).expect_err("nobody is there");
     let words = error.to_string();
-    assert!(words.contains("the database at 127.0.0.1:1 did not answer within 300ms"), "{words}");
+    assert!(words.contains("the database at 127.0.0.1:1 did not answer within 300ms") && words.contains("refused"), "{words}");
 }
 
 #[test]
