@@ -74,7 +74,12 @@ check: ## Format, lints, what the core depends on, core tests (seconds when warm
 
 .PHONY: db
 db: ## A MariaDB for the tests of rows in a database, unpacked under target/db (needs Debian's packages)
-	tests/db/get.sh
+	tests/db/get.sh mariadb
+
+.PHONY: test-mysql
+test-mysql: ## The tests of rows in a database on a MySQL of Debian's sid instead
+	tests/db/get.sh mysql
+	TWINSHARD_MARIADBD=$(CURDIR)/target/db/mysql/run $(CARGO) test -p twinshard --locked rows::mysql
 
 .PHONY: explore
 explore: ## Burn seeds in the explorer (SEEDS=100000 START=0)

@@ -1,36 +1,74 @@
 #!/usr/bin/env bash
 # Fetches a database server for the tests of the row store, from Debian's packages, without installing anything: it is unpacked under
-# target/db/NAME, where the tests look for it. `mariadb` is what the running Debian has.
+# target/db/NAME, and target/db/NAME/run runs it. `mariadb` (10.11) is of bookworm, `mysql` (9.x; Debian has no 8.x) of sid.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 name=${1:-mariadb}
 case $name in
-mariadb) packages=(mariadb-server-core libaio1 libnuma1 liburing2 libpcre2-8-0) ;;
+mariadb)
+    suite=bookworm
+    server=mariadbd
+    package=mariadb-server-core
+    ;;
+mysql)
+    suite=sid
+    server=mysqld
+    package=mysql-server-core
+    ;;
 *)
-    echo "usage: $0 [mariadb]" >&2
+    echo "usage: $0 [mariadb|mysql]" >&2
     exit 2
     ;;
 esac
 
 target=target/db/$name
-if [ -x "$target/usr/sbin/mariadbd" ]; then
+if [ -x "$target/run" ]; then
     echo "$target is there already"
     exit 0
 fi
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 chmod 755 "$work"
-if ! apt-cache show "${packages[0]}" >/dev/null 2>&1; then
-    apt-get update -qq
-fi
-(cd "$work" && apt-get download -qq "${packages[@]}")
-mkdir -p "$work/root"
-for package in "$work"/*.deb; do
-    dpkg -x "$package" "$work/root"
+
+# Package lists of its own, from wherever this machine's come.
+mirror=$(apt-get indextargets --format '$(SITE)' 2>/dev/null | grep -m 1 '/debian$') || {
+    echo "$0: this machine's apt knows no Debian mirror" >&2
+    exit 1
+}
+mkdir -p "$work/apt/lists/partial" "$work/apt/cache/archives/partial" "$work/root"
+echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror $suite main" >"$work/apt/sources.list"
+touch "$work/apt/status"
+options=(-qq -o Dir::Etc::sourcelist="$work/apt/sources.list" -o Dir::Etc::sourceparts=- -o Dir::State::lists="$work/apt/lists"
+    -o Dir::Cache="$work/apt/cache" -o Dir::State::status="$work/apt/status" -o Acquire::Check-Valid-Until=false
+    -o APT::Install-Recommends=false -o APT::Sandbox::User=root)
+apt-get "${options[@]}" update
+# All that it depends on, as on a machine that has nothing.
+apt-get "${options[@]}" -y --download-only install "$package" >/dev/null
+for file in "$work"/apt/cache/archives/*.deb; do
+    dpkg -x "$file" "$work/root"
 done
+
+# Only what the server loads. Its own loader runs it: its C library may be newer than this machine's.
+cd "$work/root"
+loader=$(find . -name ld-linux-x86-64.so.2 -type f | head -n 1)
+library_path=$PWD/usr/lib/x86_64-linux-gnu:$PWD/lib/x86_64-linux-gnu
+mkdir -p "$work/out/lib"
+cp -L "$loader" "$work/out/lib/loader"
+"$loader" --library-path "$library_path" --list "usr/sbin/$server" | awk '$3 ~ /^\// { print $3 }' | xargs -I{} cp -L {} "$work/out/lib/"
+cp "usr/sbin/$server" "$work/out/$server"
+mkdir -p "$work/out/share"
+cp -r usr/share/mysql/english usr/share/mysql/charsets "$work/out/share/"
+cat >"$work/out/run" <<END
+#!/bin/sh
+here=\$(cd "\$(dirname "\$0")" && pwd)
+exec "\$here/lib/loader" --library-path "\$here/lib" "\$here/$server" "\$@" --lc-messages-dir="\$here/share/english" --character-sets-dir="\$here/share/charsets"
+END
+chmod +x "$work/out/run"
+cd - >/dev/null
+
 # Whole or not at all.
 mkdir -p target/db
 rm -rf "$target"
-mv "$work/root" "$target"
-LD_LIBRARY_PATH=$target/usr/lib/x86_64-linux-gnu "$target/usr/sbin/mariadbd" --version
+mv "$work/out" "$target"
+"$target/run" --no-defaults --version

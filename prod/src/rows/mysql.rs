@@ -113,6 +113,7 @@ pub struct MysqlRows {
     database: Database,
     state: State,
     patience: Duration,
+    command_timeout: Duration,
 }
 
 /// All but the connection.
@@ -150,7 +151,7 @@ impl MysqlRows {
         let control = Control { prefix: settings.prefix.clone(), identity, owner };
         let listed = Listed::default();
         let state = State { control, shapes, generation: 0, listed, places: BTreeMap::new(), snapshots: BTreeMap::new() };
-        let mut rows = Self { database, state, patience: settings.patience };
+        let mut rows = Self { database, state, patience: settings.patience, command_timeout: COMMAND_TIMEOUT };
         let opened = rows.patiently(async |state, link| {
             state.control.take_over(link, false).await?;
             state.load(link).await?;
@@ -215,7 +216,7 @@ impl RowStore for MysqlRows {
             | StoreCommand::Read(_)
             | StoreCommand::OpenSnapshot(_)
             | StoreCommand::ReadSnapshot { .. }
-            | StoreCommand::CloseSnapshot(_) => COMMAND_TIMEOUT,
+            | StoreCommand::CloseSnapshot(_) => self.command_timeout,
         };
         match self.run(timeout, async |state, link| state.work(link, replica, command).await) {
             Ok(answer) => Ok(answer),

@@ -161,6 +161,18 @@ fn keys(answer: StoreAnswer) -> Vec<i64> {
     page.rows.iter().map(|row| row.row.key.0).collect()
 }
 
+/// Whoever asks again gets through once the server and the back-off let them.
+fn patiently(store: &mut MysqlRows, command: StoreCommand) -> StoreAnswer {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        let answer = store.execute(REPLICA, command.clone()).expect("not the end");
+        if answer != StoreAnswer::Unavailable || Instant::now() >= deadline {
+            return answer;
+        }
+        store.database.wait(deadline);
+    }
+}
+
 #[test]
 fn a_database_conforms() {
     let Some(server) = Server::start() else { return };
@@ -193,15 +205,25 @@ fn a_database_that_is_down_is_unavailable_and_comes_back_with_everything() {
         assert_eq!(store.execute(REPLICA, command).expect("not the end"), StoreAnswer::Unavailable);
     }
     server.start_again();
-    // Whoever asks again gets through once the server and the back-off let them.
-    let deadline = Instant::now() + Duration::from_secs(30);
-    let mut answer = StoreAnswer::Unavailable;
-    while answer == StoreAnswer::Unavailable && Instant::now() < deadline {
-        store.database.wait(deadline);
-        answer = store.execute(REPLICA, flush([9_000], 2, &name())).expect("not the end");
-    }
+    let answer = patiently(&mut store, flush([9_000], 2, &name()));
     assert_eq!(answer, StoreAnswer::Flushed { durable: position(2) });
     assert_eq!(keys(store.execute(REPLICA, all()).expect("ours")), (0..2_500).chain([9_000]).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_database_that_hangs_is_unavailable_and_its_late_commit_does_no_harm() {
+    let Some(server) = Server::start() else { return };
+    let mut store = InDatabase::new(&server).open_with(1, &names()).expect("opens");
+    assert_eq!(store.execute(REPLICA, StoreCommand::Create).expect("ours"), StoreAnswer::Done);
+    server.signal("STOP");
+    store.command_timeout = Duration::from_millis(300);
+    assert_eq!(store.execute(REPLICA, flush([1], 1, &name())).expect("not the end"), StoreAnswer::Unavailable);
+    assert_eq!(store.execute(REPLICA, flush([1, 2], 2, &name())).expect("not the end"), StoreAnswer::Unavailable);
+    server.signal("CONT");
+    store.command_timeout = COMMAND_TIMEOUT;
+    let answer = patiently(&mut store, flush([1, 2, 3], 3, &name()));
+    assert_eq!(answer, StoreAnswer::Flushed { durable: position(3) });
+    assert_eq!(keys(store.execute(REPLICA, all()).expect("ours")), [1, 2, 3]);
 }
 
 #[test]

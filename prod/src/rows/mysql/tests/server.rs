@@ -13,6 +13,7 @@ use std::{
 /// It is killed when it is dropped.
 pub(super) struct Server {
     program: PathBuf,
+    is_mariadb: bool,
     dir: tempfile::TempDir,
     port: u16,
     child: Child,
@@ -23,16 +24,17 @@ impl Server {
     pub(super) fn start() -> Option<Self> {
         let Some(program) = program() else {
             static SAID: Once = Once::new();
-            SAID.call_once(|| eprintln!("skipped: no mariadbd in TWINSHARD_MARIADBD, PATH or target/db (make db)"));
+            SAID.call_once(|| eprintln!("skipped: no mariadbd in TWINSHARD_MARIADBD, target/db (make db) or PATH"));
             return None;
         };
         let dir = tempfile::tempdir().expect("a directory");
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let port = listener.local_addr().expect("bound").port();
         drop(listener);
-        prepare(&program, dir.path());
-        let child = run(&program, dir.path(), port);
-        Some(Self { program, dir, port, child })
+        let is_mariadb = is_mariadb(&program);
+        prepare(&program, dir.path(), is_mariadb);
+        let child = run(&program, dir.path(), port, is_mariadb);
+        Some(Self { program, is_mariadb, dir, port, child })
     }
 
     pub(super) fn settings(&self) -> MysqlSettings {
@@ -48,7 +50,13 @@ impl Server {
     }
 
     pub(super) fn start_again(&mut self) {
-        self.child = run(&self.program, self.dir.path(), self.port);
+        self.child = run(&self.program, self.dir.path(), self.port, self.is_mariadb);
+    }
+
+    /// Stops answering, or goes on.
+    pub(super) fn signal(&self, name: &str) {
+        let id = self.child.id().to_string();
+        assert!(Command::new("kill").args(["-s", name, &id]).status().expect("it runs").success());
     }
 
     pub(super) fn is_running(&self) -> bool {
@@ -68,57 +76,50 @@ fn program() -> Option<PathBuf> {
     if let Some(program) = env::var_os("TWINSHARD_MARIADBD") {
         return Some(program.into());
     }
-    let fetched = Path::new(env!("CARGO_MANIFEST_DIR")).parent()?.join("target/db/mariadb/usr/sbin");
+    let fetched = Path::new(env!("CARGO_MANIFEST_DIR")).parent()?.join("target/db/mariadb/run");
     let path = env::var_os("PATH").unwrap_or_default();
-    let dirs: Vec<PathBuf> = env::split_paths(&path).chain([fetched, PathBuf::from("/usr/sbin")]).collect();
-    dirs.iter().flat_map(|dir| ["mariadbd", "mysqld"].map(|name| dir.join(name))).find(|program| program.is_file())
+    let dirs: Vec<PathBuf> = env::split_paths(&path).chain([PathBuf::from("/usr/sbin")]).collect();
+    let installed = dirs.iter().flat_map(|dir| ["mariadbd", "mysqld"].map(|name| dir.join(name)));
+    std::iter::once(fetched).chain(installed).find(|program| program.is_file())
 }
 
-/// Where it was unpacked: it lies in usr/sbin of it.
-fn root(program: &Path) -> PathBuf {
-    program.ancestors().nth(3).unwrap_or(Path::new("/")).to_owned()
+fn is_mariadb(program: &Path) -> bool {
+    let version = Command::new(program).args(["--no-defaults", "--version"]).output().expect("it runs");
+    String::from_utf8_lossy(&version.stdout).contains("MariaDB")
 }
 
-fn libraries(program: &Path) -> PathBuf {
-    root(program).join("usr/lib/x86_64-linux-gnu")
-}
-
-/// The program, with the libraries and messages that lie beside what was fetched without being installed.
 fn command(program: &Path, dir: &Path) -> Command {
     let log = fs::OpenOptions::new().create(true).append(true).open(dir.join("log")).expect("a log");
     let mut command = Command::new(program);
-    command.arg("--no-defaults");
-    command.env("LD_LIBRARY_PATH", libraries(program));
-    let messages = root(program).join("usr/share/mysql/english");
-    if messages.is_dir() {
-        command.arg(format!("--lc-messages-dir={}", messages.display()));
-    }
-    command.arg(format!("--datadir={}", dir.join("data").display()));
+    command.arg("--no-defaults").arg(format!("--datadir={}", dir.join("data").display()));
     command.args(["--user=root", "--innodb-buffer-pool-size=32M"]);
     command.stdin(Stdio::null()).stdout(log.try_clone().expect("a log")).stderr(log);
     command
 }
 
 /// Makes the data directory, and ends well: what is being made does not outlive a kill.
-fn prepare(program: &Path, dir: &Path) {
-    let version = Command::new(program).arg("--version").env("LD_LIBRARY_PATH", libraries(program)).output().expect("it runs");
-    let is_mariadb = String::from_utf8_lossy(&version.stdout).contains("MariaDB");
+fn prepare(program: &Path, dir: &Path, is_mariadb: bool) {
+    let mut command = command(program, dir);
     if is_mariadb {
         fs::create_dir_all(dir.join("data")).expect("a directory");
+        command.arg("--bootstrap");
+    } else {
+        let user = "CREATE USER 'root'@'127.0.0.1';\nGRANT ALL ON *.* TO 'root'@'127.0.0.1';\n";
+        fs::write(dir.join("user.sql"), user).expect("written");
+        command.args(["--initialize-insecure", "--secure-file-priv=NULL"]);
+        command.arg(format!("--init-file={}", dir.join("user.sql").display()));
     }
-    let prepared = command(program, dir).arg(if is_mariadb { "--bootstrap" } else { "--initialize-insecure" }).status();
-    assert!(prepared.expect("it runs").success(), "{}", fs::read_to_string(dir.join("log")).unwrap_or_default());
+    assert!(command.status().expect("it runs").success(), "{}", fs::read_to_string(dir.join("log")).unwrap_or_default());
 }
 
-/// Any user is let in: the data is a test's, and so is the port.
-fn run(program: &Path, dir: &Path, port: u16) -> Child {
+/// Whoever comes is let in: the data is a test's, and so is the port.
+fn run(program: &Path, dir: &Path, port: u16, is_mariadb: bool) -> Child {
     let mut command = command(program, dir);
     command.arg(format!("--socket={}", dir.join("socket").display())).arg(format!("--port={port}")).args([
         "--bind-address=127.0.0.1",
         "--skip-name-resolve",
-        "--skip-grant-tables",
-        "--skip-networking=0",
         "--performance-schema=OFF",
     ]);
+    command.args(if is_mariadb { ["--skip-grant-tables"].as_slice() } else { ["--mysqlx=OFF", "--secure-file-priv=NULL"].as_slice() });
     command.spawn().expect("the server starts")
 }
