@@ -441,7 +441,12 @@ impl ServerCommand {
         };
         let args = NodeArgs { dir: self.dir.clone(), cluster, secret_file, child: self.child };
         let listener = listen(&TokioNetwork, self.listen_address()).await?;
-        let server = self.start(&args, &self.dir).await?;
+        let mut stop = std::pin::pin!(stop);
+        // It may wait for a database.
+        let server = tokio::select! {
+            () = &mut stop => return Ok(()),
+            server = self.start(&args, &self.dir) => server?,
+        };
         self.serve_http(server, listener, None, stop, ready).await
     }
 
@@ -460,7 +465,12 @@ impl ServerCommand {
         // Before anything else, so that a taken port is told at once.
         let listener = listen(&TokioNetwork, self.listen_address()).await?;
         let http = TokioNetwork::local_address(&listener)?;
-        let server = self.start(&args, &self.dir.join("store")).await?;
+        let mut stop = std::pin::pin!(stop);
+        let store = self.dir.join("store");
+        let server = tokio::select! {
+            () = &mut stop => return Ok(()),
+            server = self.start(&args, &store) => server?,
+        };
         let register = open_register(&self.dir, cluster)?;
         let node = args.parts()?;
         let config = only_balancer(Policy::default(), &node.entropy);
