@@ -24,6 +24,8 @@ const BACK_OFF: Duration = Duration::from_millis(100);
 const BACK_OFF_MAX: Duration = Duration::from_secs(2);
 /// How long a statement waits for a lock, in seconds. Nobody else has any business in these tables.
 const LOCK_WAIT_S: u32 = 3;
+/// How many statements stay prepared: about 40 for every replica that is at work.
+const PREPARED_MAX: usize = 1_024;
 /// About the most bytes of one statement, unless the server takes fewer: the length at which the protocol begins to split packets, halved.
 const STATEMENT_BYTES_MAX: usize = 8 << 20;
 
@@ -218,7 +220,7 @@ impl Drop for Database {
 impl Database {
     pub(super) fn new(options: MySqlConnectOptions, fuse: Fuse) -> Result<Self, std::io::Error> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let options = options.disable_statement_logging();
+        let options = options.disable_statement_logging().statement_cache_capacity(PREPARED_MAX);
         Ok(Self {
             runtime: Some(runtime),
             options,

@@ -14,7 +14,7 @@ use twinshard_core::{
 /// every text in it.
 const REAL_COLUMNS_MAX: usize = 180;
 /// The most parameters of one statement.
-pub(super) const PARAMETERS_MAX: usize = 65_535;
+const PARAMETERS_MAX: usize = 65_535;
 /// The table of the rows.
 pub(super) const ROWS: &str = "shard_rows";
 /// The columns that are ours. No user's column has a '$'.

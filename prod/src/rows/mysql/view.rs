@@ -2,7 +2,7 @@
 
 use super::{
     connection::{Link, Trouble, statement},
-    layout::{PARAMETERS_MAX, Place, ROWS, quoted},
+    layout::{Place, ROWS, quoted},
 };
 use crate::rows::sealed::{self, decode, encode, place};
 use serde::Serialize;
@@ -22,8 +22,11 @@ const APPLIED: &str = "applied";
 const PAGE_ROWS_MIN: usize = 32;
 /// How many they become. A guess.
 const PAGE_ROWS_MAX: usize = 4_096;
-/// The most rows of one statement that writes. More make it no faster (FACTS of batches: 1,000).
-const WRITE_ROWS_MAX: usize = 1_000;
+/// The most rows of one statement; a power of [`STEP`]. A guess: they take longer than the way to the server and back.
+const RUN_MAX: usize = 256;
+/// The lengths of statements are powers of this: few different ones, so that they stay prepared. To prepare a statement for one use costs
+/// 40 ms, as sqlx leaves Nagle's algorithm on and closing a statement has no answer.
+const STEP: usize = 4;
 
 /// How far a view has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,28 +107,49 @@ pub(super) async fn set_applied(link: &mut Link, at: &Place, replica: ReplicaId,
     Ok(())
 }
 
-/// Runs of items of which one statement takes as many as the counts and bytes allow, at least one.
+/// Runs of items of which one statement takes as many as the counts and bytes allow, at least one. Few different lengths.
 fn runs<T>(items: &[T], count_max: usize, bytes_max: usize, bytes: impl Fn(&T) -> usize) -> Vec<&[T]> {
     let mut runs = Vec::new();
-    let (mut start, mut sum) = (0, 0);
-    for (place, item) in items.iter().enumerate() {
-        let size = bytes(item);
-        if place > start && (place - start >= count_max || sum + size > bytes_max) {
-            runs.push(&items[start..place]);
-            (start, sum) = (place, 0);
+    let mut rest = items;
+    while !rest.is_empty() {
+        let (mut fits, mut sum) = (0, 0);
+        for item in rest.iter().take(count_max.min(RUN_MAX)) {
+            sum += bytes(item);
+            if sum > bytes_max {
+                break;
+            }
+            fits += 1;
         }
-        sum += size;
-    }
-    if start < items.len() {
-        runs.push(&items[start..]);
+        let mut length = RUN_MAX;
+        while length > fits.max(1) {
+            length /= STEP;
+        }
+        let (run, after) = rest.split_at(length);
+        runs.push(run);
+        rest = after;
     }
     runs
 }
 
+/// The places of a list of ids, in groups of few different lengths: what is left over repeats the last.
+fn groups<T: Copy>(ids: &[T]) -> Vec<Vec<T>> {
+    let group = |ids: &[T]| {
+        let mut length = 1;
+        while length < ids.len() {
+            length *= STEP;
+        }
+        let mut group = ids.to_vec();
+        if let Some(last) = ids.last() {
+            group.resize(length, *last);
+        }
+        group
+    };
+    ids.chunks(RUN_MAX).map(group).collect()
+}
+
 pub(super) async fn put_rows(link: &mut Link, at: &Place, replica: ReplicaId, rows: &[&StoredRow]) -> Result<(), Trouble> {
-    let count_max = at.rows_max().min(WRITE_ROWS_MAX);
-    for run in runs(rows, count_max, link.statement_bytes_max, |row| at.row_bytes(row)) {
-        let mut upsert = statement(at.upsert(run.len())).persistent(run.len() == 1);
+    for run in runs(rows, at.rows_max(), link.statement_bytes_max, |row| at.row_bytes(row)) {
+        let mut upsert = statement(at.upsert(run.len()));
         for row in run {
             upsert = at.bind(upsert, replica, row);
         }
@@ -141,10 +165,10 @@ where
     T: Serialize,
 {
     let states: Vec<(&I, Vec<u8>)> = states.iter().map(|(id, state)| (id, encode(&id.place(replica), state))).collect();
-    for run in runs(&states, WRITE_ROWS_MAX, link.statement_bytes_max, |(_, state)| state.len() + 1_100) {
+    for run in runs(&states, RUN_MAX, link.statement_bytes_max, |(_, state)| state.len() + 1_100) {
         let values = vec!["(?, ?)"; run.len()].join(", ");
         let upsert = format!("INSERT INTO {table} (id, state) VALUES {values} ON DUPLICATE KEY UPDATE state = VALUES(state)");
-        let mut upsert = statement(upsert).persistent(run.len() == 1);
+        let mut upsert = statement(upsert);
         for (id, state) in run {
             upsert = id.bind(upsert).bind(state.clone());
         }
@@ -153,11 +177,11 @@ where
     Ok(())
 }
 
-async fn remove<I: Id>(link: &mut Link, table: String, column: &str, ids: &[I]) -> Result<(), Trouble> {
-    for run in runs(ids, PARAMETERS_MAX.min(WRITE_ROWS_MAX), usize::MAX, |_| 0) {
-        let list = vec!["?"; run.len()].join(", ");
-        let mut delete = statement(format!("DELETE FROM {table} WHERE {column} IN ({list})")).persistent(run.len() == 1);
-        for id in run {
+async fn remove<I: Id + Copy>(link: &mut Link, table: String, column: &str, ids: &[I]) -> Result<(), Trouble> {
+    for group in groups(ids) {
+        let list = vec!["?"; group.len()].join(", ");
+        let mut delete = statement(format!("DELETE FROM {table} WHERE {column} IN ({list})"));
+        for id in group {
             delete = id.bind(delete);
         }
         link.change(delete).await?;
@@ -269,11 +293,11 @@ pub(super) async fn read(link: &mut Link, at: &Place, replica: ReplicaId, query:
     match query {
         RowQuery::Keys(keys) => {
             let mut page = RowPage::default();
-            for run in runs(keys, WRITE_ROWS_MAX, usize::MAX, |_| 0) {
-                let list = vec!["?"; run.len()].join(", ");
+            for group in groups(keys) {
+                let list = vec!["?"; group.len()].join(", ");
                 let select = format!("{} WHERE {key} IN ({list}) ORDER BY {key}", at.select(), key = at.key());
-                let mut select = statement(select).persistent(run.len() == 1);
-                for key in run {
+                let mut select = statement(select);
+                for key in group {
                     select = select.bind(key.0);
                 }
                 for row in link.rows(select).await? {
@@ -377,4 +401,35 @@ pub(super) async fn chunk(
     }
     chunk.rows = page.rows;
     Ok(chunk)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_have_few_lengths_and_leave_nothing_out() {
+        let items: Vec<usize> = (0..1_399).collect();
+        for (count_max, bytes_max) in [(usize::MAX, usize::MAX), (350, usize::MAX), (3, usize::MAX), (usize::MAX, 20_000), (usize::MAX, 0)]
+        {
+            let runs = runs(&items, count_max, bytes_max, |item| *item);
+            assert_eq!(runs.concat(), items);
+            for run in runs {
+                assert!([1, 4, 16, 64, 256].contains(&run.len()) && run.len() <= count_max, "{}", run.len());
+                assert!(run.len() == 1 || run.iter().sum::<usize>() <= bytes_max);
+            }
+        }
+        assert!(runs(&[0; 0], 9, 9, |_| 0).is_empty());
+    }
+
+    #[test]
+    fn groups_have_few_lengths_and_name_each_id() {
+        for count in [0, 1, 2, 5, 64, 65, 256, 257, 600] {
+            let ids: Vec<usize> = (0..count).collect();
+            let mut named = groups(&ids).concat();
+            named.dedup();
+            assert_eq!(named, ids);
+            assert!(groups(&ids).iter().all(|group| [1, 4, 16, 64, 256].contains(&group.len())));
+        }
+    }
 }
