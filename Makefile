@@ -21,12 +21,15 @@ demo: ## The default cluster, a load, a kill -9 in the middle, and what came of 
 NAME ?= twinshard
 BIND ?= 127.0.0.1
 AUTH ?= off
+ROWS ?=
 TARGET := $(shell rustc -vV | sed -n 's/^host: //p')
 STATIC := target/$(TARGET)/release/twinshard
 
 .PHONY: all
-all: image ## The production system on Docker (NAME=twinshard PORT=5000 BIND=127.0.0.1 AUTH=off); again, to bring up what is down
-	$(STATIC) deploy --name $(NAME) --port $(PORT) --bind $(BIND) --auth $(AUTH)
+all: image ## The production system on Docker (NAME=twinshard PORT=5000 BIND=127.0.0.1 AUTH=off ROWS=mysql|redb); again, to bring up what is down
+	@if [ "$(ROWS)" != redb ] && ! $(MAKE) --no-print-directory db-image; then \
+		echo "No image of databases can be built here (Debian's packages are needed)"; [ "$(ROWS)" != mysql ]; fi
+	$(STATIC) deploy --name $(NAME) --port $(PORT) --bind $(BIND) --auth $(AUTH) $(if $(ROWS),--rows $(ROWS))
 
 .PHONY: image
 image: static ## The image of a deployment: the statically linked program alone
@@ -35,6 +38,10 @@ image: static ## The image of a deployment: the statically linked program alone
 	touch target/image/rootfs/data/.keep target/image/rootfs/secret/.keep
 	cp $(STATIC) target/image/twinshard && strip target/image/twinshard
 	docker build -q -t $(shell echo $(NAME) | tr A-Z a-z)/twinshard:latest --label twinshard.deployment=$(NAME) -f prod/docker/Dockerfile target/image
+
+.PHONY: db-image
+db-image: ## The image of the databases, out of Debian's packages (NAME)
+	prod/docker/db-image.sh $(NAME)
 
 .PHONY: static
 static: # The program, linked to nothing, so that it runs in an image that holds nothing else

@@ -11,6 +11,7 @@ use bollard::{
     query_parameters::{
         CreateContainerOptionsBuilder, ListContainersOptionsBuilder, ListImagesOptionsBuilder, ListNetworksOptionsBuilder,
         ListVolumesOptionsBuilder, LogsOptionsBuilder, RemoveContainerOptionsBuilder, RemoveImageOptionsBuilder,
+        UploadToContainerOptionsBuilder,
     },
 };
 use futures_util::StreamExt;
@@ -28,6 +29,8 @@ pub const CLUSTER: &str = "twinshard.cluster";
 pub const DEFAULT_NAME: &str = "twinshard";
 /// The user that our image runs as: nobody in particular.
 const USER: &str = "65532:65532";
+/// See [`USER`].
+const USER_ID: u64 = 65_532;
 /// How long a container may take to end by itself when it is removed kindly.
 const STOP_SECONDS: i32 = 5;
 /// Processes and threads of one container. A guess: several times what a node has.
@@ -79,6 +82,8 @@ pub struct Wanted {
     pub socket: Option<(String, u32)>,
     /// Where its port 5000 is published on the host.
     pub published: Option<(IpAddr, u16)>,
+    /// Files that are put below /credentials before it starts, for its user only: name and content.
+    pub credentials: Vec<(&'static str, String)>,
     /// Started again by the engine when it ends by itself.
     pub restarts: bool,
     /// The most memory, in MiB.
@@ -98,6 +103,21 @@ fn refused(what: impl Into<String>) -> impl FnOnce(Error) -> DockerError {
 /// The engine's answer was that there is no such thing.
 const fn is_missing(error: &Error) -> bool {
     matches!(error, Error::DockerResponseServerError { status_code: 404, .. })
+}
+
+/// Small files for our user only, as an archive (POSIX ustar).
+fn archive(files: &[(&'static str, String)]) -> Vec<u8> {
+    let mut archive = tar::Builder::new(Vec::new());
+    for (name, content) in files {
+        let mut header = tar::Header::new_ustar();
+        header.set_size(content.len() as u64);
+        header.set_mode(0o400);
+        header.set_uid(USER_ID);
+        header.set_gid(USER_ID);
+        // Neither a short name nor memory fails.
+        let _ = archive.append_data(&mut header, name, content.as_bytes());
+    }
+    archive.into_inner().unwrap_or_default()
 }
 
 impl Deployment {
@@ -131,6 +151,12 @@ impl Deployment {
     #[must_use]
     pub fn volume_name(&self, what: &str) -> String {
         format!("{}-{what}", self.name)
+    }
+
+    /// The image of databases that was built for it.
+    #[must_use]
+    pub fn database_image(&self) -> String {
+        format!("{}/database:latest", self.name.to_ascii_lowercase())
     }
 
     /// The image that was built for it.
@@ -207,6 +233,12 @@ impl Deployment {
             Error::DockerResponseServerError { status_code: 409, .. } => DockerError::NameTaken(name.clone()),
             error => refused(format!("make the container {name}"))(error),
         })?;
+        if !wanted.credentials.is_empty() {
+            let body = bollard::body_full(archive(&wanted.credentials).into());
+            let options = UploadToContainerOptionsBuilder::default().path("/credentials").build();
+            let uploaded = self.docker.upload_to_container(&name, Some(options), body).await;
+            uploaded.map_err(refused(format!("give {name} its credentials")))?;
+        }
         self.docker.start_container(&name, None).await.map_err(refused(format!("start {name}")))
     }
 
@@ -237,7 +269,7 @@ impl Deployment {
         let endpoint = EndpointSettings { aliases: Some(vec![wanted.alias.clone()]), ..EndpointSettings::default() };
         ContainerCreateBody {
             image: Some(wanted.image.clone()),
-            cmd: Some(wanted.command.clone()),
+            cmd: (!wanted.command.is_empty()).then(|| wanted.command.clone()),
             user: Some(USER.to_owned()),
             labels: Some(labels.collect()),
             exposed_ports: Some(vec!["5000/tcp".to_owned()]),

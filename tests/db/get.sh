@@ -23,7 +23,7 @@ mysql)
 esac
 
 target=target/db/$name
-if [ -x "$target/run" ]; then
+if [ -x "$target/run" ] && [ -d "$target/share/system" ]; then
     echo "$target is there already"
     exit 0
 fi
@@ -57,7 +57,9 @@ mkdir -p "$work/out/lib"
 cp -L "$loader" "$work/out/lib/loader"
 "$loader" --library-path "$library_path" --list "usr/sbin/$server" | awk '$3 ~ /^\// { print $3 }' | xargs -I{} cp -L {} "$work/out/lib/"
 cp "usr/sbin/$server" "$work/out/$server"
-mkdir -p "$work/out/share"
+# What a new database is made of, for images.
+mkdir -p "$work/out/share/system"
+find usr/share/mysql -maxdepth 1 -name 'mysql_*tables*.sql' -exec cp {} "$work/out/share/system/" \;
 cp -r usr/share/mysql/english usr/share/mysql/charsets "$work/out/share/"
 cat >"$work/out/run" <<END
 #!/bin/sh

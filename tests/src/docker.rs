@@ -27,25 +27,30 @@ fn docker(args: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }
 
+/// One at a time: they build in the same place, and a machine has only so much room.
+static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
 /// A deployment of this test's own, which goes with it.
 struct Deployment {
     name: String,
     port: u16,
+    rows: &'static str,
 }
 
 impl Deployment {
     /// `None` where no engine answers.
-    fn new() -> Option<Self> {
+    fn new(rows: &'static str) -> Option<Self> {
         if !Command::new("docker").arg("version").output().is_ok_and(|output| output.status.success()) {
+            eprintln!("skipped: no Docker engine answers here");
             return None;
         }
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        Some(Self { name: format!("twinshard-test-{}", std::process::id()), port })
+        Some(Self { name: format!("twinshard-test-{rows}-{}", std::process::id()), port, rows })
     }
 
     fn make(&self, target: &str) {
         let port = format!("PORT={}", self.port);
-        let output = run("make", &[target, &format!("NAME={}", self.name), &port]);
+        let output = run("make", &[target, &format!("NAME={}", self.name), &format!("ROWS={}", self.rows), &port]);
         assert!(output.status.success(), "make {target}: {}", words(&output));
     }
 
@@ -72,10 +77,8 @@ impl Drop for Deployment {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn deployment_on_docker_loses_nothing_and_leaves_nothing() {
-    let Some(deployment) = Deployment::new() else {
-        eprintln!("skipped: no Docker engine answers here");
-        return;
-    };
+    let _turn = TURN.lock().await;
+    let Some(deployment) = Deployment::new("redb") else { return };
     deployment.make("all");
     let mut client = deployment.client();
     ok(&mut client, Method::POST, "/init", default_cluster()).await;
@@ -125,4 +128,42 @@ async fn deployment_on_docker_loses_nothing_and_leaves_nothing() {
         assert_eq!(deployment.labelled(kind), Vec::<String>::new(), "{kind:?} are left");
     }
     docker(&["volume", "rm", &foreign]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn deployment_with_databases_stands_their_death() {
+    let _turn = TURN.lock().await;
+    let Some(deployment) = Deployment::new("mysql") else { return };
+    if !run("make", &["db-image", &format!("NAME={}", deployment.name)]).status.success() {
+        eprintln!("skipped: no image of databases can be built here");
+        return;
+    }
+    deployment.make("all");
+    let mut client = deployment.client();
+    ok(&mut client, Method::POST, "/init", default_cluster()).await;
+    let load = Load::start(&format!("http://127.0.0.1:{}", deployment.port), 0);
+    let runs = async |name: &str| {
+        wait_for(&format!("{name} again"), async || {
+            let output = run("docker", &["inspect", "-f", "{{.State.Running}}", &deployment.container(name)]);
+            (words(&output).trim() == "true").then_some(())
+        })
+        .await;
+    };
+    for name in ["Server1-db", "Server0", "Server0-db"] {
+        healthy(&mut client, 3).await;
+        docker(&["kill", &deployment.container(name)]);
+        runs(name).await;
+    }
+    healthy(&mut client, 3).await;
+    let acknowledged = load.stop().await;
+    assert_all_there(&mut client, &acknowledged).await;
+    // Rows are where they were said to be, and passwords where only their user sees them.
+    let told = docker(&["inspect", &deployment.container("Server0"), &deployment.container("Server0-db")]);
+    assert!(told.contains("mysql://twinshard@Server0-db:3306/") && !told.contains("IDENTIFIED"), "{told}");
+    deployment.make("down");
+    let refused = run("make", &["all", &format!("NAME={}", deployment.name), "ROWS=redb", &format!("PORT={}", deployment.port)]);
+    assert!(!refused.status.success() && words(&refused).contains("keeps its rows in mysql"), "{}", words(&refused));
+    deployment.make("all");
+    healthy(&mut deployment.client(), 3).await;
+    assert_all_there(&mut deployment.client(), &acknowledged).await;
 }

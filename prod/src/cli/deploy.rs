@@ -6,11 +6,12 @@ use super::{
     client::Client,
     nodes::{OnConflictArg, PolicyArg},
 };
+use crate::secret::Secret;
 use crate::{
     docker::{CLUSTER, DEFAULT_NAME, Deployment, DockerError, Wanted},
     entropy::Entropy,
 };
-use clap::Args;
+use clap::{Args, ValueEnum};
 use http::Method;
 use std::{
     io::{self, BufRead, IsTerminal, Write},
@@ -21,6 +22,8 @@ use std::{
 };
 use tokio::time::{Instant, sleep};
 
+/// The label that says where a deployment's rows are.
+const ROWS: &str = "twinshard.rows";
 /// What other containers call the balancer.
 const BALANCER: &str = "balancer";
 /// How long the balancer may take until it serves. It adopts what runs, and needs no server for that.
@@ -57,6 +60,9 @@ pub struct Deploy {
     /// What writes do with a key that exists, where neither the request nor its /init says
     #[arg(long, value_enum, default_value_t = OnConflictArg::Replace)]
     on_conflict: OnConflictArg,
+    /// Where servers keep their rows; for good [default: what the deployment has; for a new one mysql, if its image is there]
+    #[arg(long, value_enum)]
+    rows: Option<StoreArg>,
     /// The most memory of each container, in MiB
     #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u32).range(64..))]
     memory: u32,
@@ -89,13 +95,32 @@ impl Deploy {
         let drawn = Entropy::from_system().map_err(|error| Failure::new(format!("no entropy: {error}")))?.bytes();
         let drawn: String = drawn.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
         // A volume that is there keeps its labels, and with them the cluster.
-        let labels = deployment.ensure_volume(&data, &[(CLUSTER, drawn)]).await?;
-        let cluster = labels.into_iter().find(|(label, _)| label == CLUSTER).map(|(_, cluster)| cluster);
-        let cluster =
-            cluster.ok_or_else(|| Failure::new(format!("the volume {data} is not one that this program made: it names no cluster")))?;
+        let database_image = deployment.database_image();
+        let has_databases = deployment.has_image(&database_image).await?;
+        let rows = self.rows.unwrap_or(if has_databases { StoreArg::Mysql } else { StoreArg::Redb });
+        let labels = deployment.ensure_volume(&data, &[(CLUSTER, drawn), (ROWS, rows.name().to_owned())]).await?;
+        let label = |wanted| labels.iter().find(|(label, _)| label == wanted).map(|(_, value)| value.clone());
+        let cluster = label(CLUSTER)
+            .ok_or_else(|| Failure::new(format!("the volume {data} is not one that this program made: it names no cluster")))?;
+        let rows = if label(ROWS).as_deref() == Some(StoreArg::Mysql.name()) { StoreArg::Mysql } else { StoreArg::Redb };
+        if self.rows.is_some_and(|wanted| wanted != rows) {
+            // Every server would find its rows gone.
+            return Err(Failure::new(format!(
+                "{} keeps its rows in {}, which cannot be changed: leave --rows out, or deploy under another name",
+                self.name,
+                rows.name()
+            )));
+        }
+        match rows {
+            StoreArg::Mysql if !has_databases => {
+                return Err(Failure::new(format!("there is no image {database_image}: `make db-image NAME={}` builds it", self.name)));
+            }
+            StoreArg::Mysql => println!("rows       in a database beside each server ({database_image})"),
+            StoreArg::Redb => println!("rows       in a file of each server"),
+        }
         deployment.ensure_volume(&secret, &[]).await?;
         println!("container  {}", deployment.container_name(BALANCER));
-        deployment.run(&self.balancer(&deployment, image, cluster, data, secret)?).await?;
+        deployment.run(&self.balancer(&deployment, image, cluster, rows, [data, secret])?).await?;
         self.wait(&deployment).await?;
         let url = format!("http://{}", std::net::SocketAddr::from((self.bind, self.port)));
         println!("Twinshard is ready on {url}");
@@ -108,7 +133,14 @@ impl Deploy {
         Ok(())
     }
 
-    fn balancer(&self, deployment: &Deployment, image: String, cluster: String, data: String, secret: String) -> Result<Wanted, Failure> {
+    fn balancer(
+        &self,
+        deployment: &Deployment,
+        image: String,
+        cluster: String,
+        rows: StoreArg,
+        [data, secret]: [String; 2],
+    ) -> Result<Wanted, Failure> {
         let group = std::fs::metadata(&self.socket)
             .map_err(|error| Failure::new(format!("{} cannot be given to the balancer: {error}", self.socket.display())))?
             .gid();
@@ -124,6 +156,7 @@ impl Deploy {
             ("--image", image.clone()),
             ("--server-memory", self.memory.to_string()),
             ("--server-cpu", self.cpu.to_string()),
+            ("--server-rows", rows.name().to_owned()),
         ];
         let words = words.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]);
         let access = AccessArgs { auth: Some(self.auth), tokens: Some("/secret/tokens".into()) };
@@ -136,6 +169,7 @@ impl Deploy {
             volumes: vec![(data, "/data", true), (secret, "/secret", true)],
             socket: Some((self.socket.display().to_string(), group)),
             published: Some((self.bind, self.port)),
+            credentials: vec![],
             restarts: true,
             memory_mib: self.memory,
             cpu_millis: self.cpu,
@@ -226,6 +260,24 @@ fn confirmed() -> Result<bool, Failure> {
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 
+/// Where servers keep their rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum StoreArg {
+    /// A file in the server's volume.
+    Redb,
+    /// A database in a container beside it.
+    Mysql,
+}
+
+impl StoreArg {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Redb => "redb",
+            Self::Mysql => "mysql",
+        }
+    }
+}
+
 /// What a balancer that starts servers as containers is told.
 #[derive(Clone, Debug, Args)]
 pub struct DockerArgs {
@@ -241,6 +293,9 @@ pub struct DockerArgs {
     /// The most processor time of a server's container, in thousandths of a core
     #[arg(long, default_value_t = 1_000)]
     pub server_cpu: u32,
+    /// Where servers keep their rows
+    #[arg(long, value_enum, default_value_t = StoreArg::Redb)]
+    pub server_rows: StoreArg,
 }
 
 impl DockerArgs {
@@ -251,6 +306,7 @@ impl DockerArgs {
     pub async fn provisioner(
         &self,
         cluster: twinshard_core::id::ClusterId,
+        secret: Secret,
         access: &AccessArgs,
     ) -> Result<crate::provision::docker::DockerProvisioner, DockerError> {
         let deployment = Deployment::connect(&self.deployment).await?;
@@ -259,6 +315,7 @@ impl DockerArgs {
             cluster,
             secret_volume: deployment.volume_name("secret"),
             access: access.words("/data".as_ref()),
+            database: (self.server_rows == StoreArg::Mysql).then(|| (deployment.database_image(), secret)),
             memory_mib: self.server_memory,
             cpu_millis: self.server_cpu,
         };

@@ -253,10 +253,14 @@ impl BalancerCommand {
             #[cfg(feature = "docker")]
             if self.provisioner == ProvisionerArg::Docker {
                 // Its servers look for it.
-                Secret::load_or_create(&self.node.secret_file)?;
+                let secret = Secret::load_or_create(&self.node.secret_file)?;
                 self.choices.access.settle(&[self.listen.ip()], &self.node.dir)?;
-                let provisioner = self.docker.provisioner(self.node.cluster, &self.choices.access).await?;
-                return self.serve(register, provisioner, told_to_stop()?, ready).await;
+                let provisioner = self.docker.provisioner(self.node.cluster, secret, &self.choices.access).await?;
+                let keeper = provisioner.clone();
+                return tokio::select! {
+                    result = self.serve(register, provisioner, told_to_stop()?, ready) => result,
+                    () = keeper.keep_databases() => Ok(()),
+                };
             }
             let result = self.serve(register, Arc::clone(&provisioner), told_to_stop()?, ready).await;
             provisioner.shutdown().await;

@@ -2,7 +2,11 @@
 //! adopts what runs; that one answers for the server it is taken for, the handshake of the peer protocol proves.
 
 use super::Provisioner;
-use crate::docker::{Deployment, DockerError, SERVER, Wanted};
+use crate::{
+    docker::{Deployment, DockerError, SERVER, Wanted},
+    secret::Secret,
+};
+use bollard::models::ContainerSummaryStateEnum;
 use std::{ffi::OsString, time::Duration};
 use tokio::{
     net::TcpStream,
@@ -21,8 +25,18 @@ const PEER_PORT: u16 = 5001;
 const READY_TIMEOUT: Duration = Duration::from_secs(30);
 /// How often it is looked whether a server listens.
 const READY_EVERY: Duration = Duration::from_millis(50);
+/// The label with the id of the server whose database it is.
+const DATABASE_OF: &str = "twinshard.database-of";
+/// The user that a server is in its database.
+const DATABASE_USER: &str = "twinshard";
+/// How often it is looked whether the databases run.
+const DATABASES_EVERY: Duration = Duration::from_secs(1);
 /// How long one look may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+
+fn database_alias(name: &str) -> String {
+    format!("{name}-db")
+}
 
 /// What the servers of a deployment have in common.
 #[derive(Clone, Debug)]
@@ -35,6 +49,8 @@ pub struct DockerSettings {
     pub secret_volume: String,
     /// The flags that say who may come in.
     pub access: Vec<OsString>,
+    /// The image of databases, where every server has one beside it, and what passwords are made of.
+    pub database: Option<(String, Secret)>,
     /// The most memory of a server, in MiB.
     pub memory_mib: u32,
     /// The most processor time of a server, in thousandths of a core.
@@ -71,19 +87,98 @@ impl DockerProvisioner {
             ("--listen", format!("0.0.0.0:{HTTP_PORT}")),
             ("--peer-listen", format!("0.0.0.0:{PEER_PORT}")),
         ];
-        let words = words.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]);
+        let database = settings.database.iter().flat_map(|_| {
+            [
+                ("--rows", "mysql".to_owned()),
+                ("--database-url", format!("mysql://{DATABASE_USER}@{}:3306/", database_alias(name))),
+                ("--database-password-file", "/credentials/password".to_owned()),
+            ]
+        });
+        let words = words.into_iter().chain(database).flat_map(|(flag, value)| [flag.to_owned(), value]);
         let access = settings.access.iter().map(|word| word.to_string_lossy().into_owned());
         Wanted {
             alias: name.to_owned(),
             image: settings.image.clone(),
             command: ["server".to_owned()].into_iter().chain(words).chain(access).collect(),
             labels: vec![(SERVER, server.0.to_string())],
-            volumes: vec![(self.volume(server, name), "/data", true), (settings.secret_volume.clone(), "/secret", false)],
+            volumes: [(self.volume(server, name), "/data", true), (settings.secret_volume.clone(), "/secret", false)]
+                .into_iter()
+                .chain(settings.database.iter().map(|_| (self.credentials(server, name), "/credentials", false)))
+                .collect(),
             socket: None,
             published: None,
+            credentials: vec![],
             restarts: false,
             memory_mib: settings.memory_mib,
             cpu_millis: settings.cpu_millis,
+        }
+    }
+
+    /// The volume with the password of a server's database.
+    fn credentials(&self, server: ServerId, name: &str) -> String {
+        self.deployment.volume_name(&format!("{name}-{server}-credentials"))
+    }
+
+    /// Sees that the database of a server runs, where servers have one.
+    async fn bring_database_up(&self, server: ServerId, name: &str) -> Result<(), DockerError> {
+        let Some((image, secret)) = &self.settings.database else { return Ok(()) };
+        if let Some(container) = self.deployment.container_with(DATABASE_OF, &server.0.to_string()).await? {
+            if Deployment::is_running(&container) {
+                return Ok(());
+            }
+            if let Some(id) = container.id {
+                self.deployment.remove(&id).await?;
+            }
+        }
+        let labels = [(DATABASE_OF, server.0.to_string())];
+        let (data, credentials) = (self.deployment.volume_name(&format!("{name}-{server}-database")), self.credentials(server, name));
+        self.deployment.ensure_volume(&data, &labels).await?;
+        self.deployment.ensure_volume(&credentials, &labels).await?;
+        // The same in every life of it, and another for every server.
+        let password: String =
+            secret.prove(&[b"twinshard database", &server.0.to_le_bytes()]).iter().map(|byte| format!("{byte:02x}")).collect();
+        let users = format!(
+            "CREATE USER IF NOT EXISTS '{DATABASE_USER}'@'%' IDENTIFIED BY '{password}';\nGRANT ALL PRIVILEGES ON *.* TO '{DATABASE_USER}'@'%';\n"
+        );
+        let wanted = Wanted {
+            alias: database_alias(name),
+            image: image.clone(),
+            command: vec![],
+            labels: labels.to_vec(),
+            volumes: vec![(data, "/data", true), (credentials, "/credentials", true)],
+            socket: None,
+            published: None,
+            credentials: vec![("password", password), ("init.sql", users)],
+            restarts: true,
+            memory_mib: self.settings.memory_mib,
+            cpu_millis: self.settings.cpu_millis,
+        };
+        self.deployment.run(&wanted).await
+    }
+
+    /// Starts databases again that have ended, for ever: a kill through the engine is not undone by the engine.
+    pub async fn keep_databases(&self) {
+        loop {
+            sleep(DATABASES_EVERY).await;
+            if self.settings.database.is_none() {
+                continue;
+            }
+            let containers = match self.deployment.containers().await {
+                Ok(containers) => containers,
+                Err(error) => {
+                    tracing::warn!(%error, "databases cannot be looked after");
+                    continue;
+                }
+            };
+            for container in containers {
+                let is_database = container.labels.as_ref().is_some_and(|labels| labels.contains_key(DATABASE_OF));
+                if let (true, Some(id), Some(ContainerSummaryStateEnum::EXITED)) = (is_database, &container.id, container.state) {
+                    tracing::warn!(names = ?container.names, "a database has ended: starting it again");
+                    if let Err(error) = self.deployment.start(id).await {
+                        tracing::warn!(%error, "a database could not be started");
+                    }
+                }
+            }
         }
     }
 
@@ -98,6 +193,7 @@ impl DockerProvisioner {
             self.deployment.remove(id).await?;
         }
         self.deployment.ensure_volume(&self.volume(server, name), &[(SERVER, server.0.to_string())]).await?;
+        self.bring_database_up(server, name).await?;
         self.deployment.run(&self.wanted(server, name, number)).await?;
         Ok(true)
     }
@@ -137,7 +233,8 @@ impl Provisioner for DockerProvisioner {
 
     async fn stop(&self, server: ServerId, name: &str) -> Result<(), String> {
         let found = self.deployment.container_with(SERVER, &server.0.to_string()).await.map_err(|error| error.to_string())?;
-        if let Some(id) = found.and_then(|container| container.id) {
+        let database = self.deployment.container_with(DATABASE_OF, &server.0.to_string()).await.map_err(|error| error.to_string())?;
+        for id in [found, database].into_iter().flatten().filter_map(|container| container.id) {
             self.deployment.close(&id).await.map_err(|error| format!("{name}: {error}"))?;
         }
         Ok(())
