@@ -261,6 +261,8 @@ pub struct ReplicaStatus {
     pub applied: LogIndex,
     /// What its row store holds.
     pub flushed: LogIndex,
+    /// Whether its row store has not answered for a while: it evaluates nothing and reads nothing meanwhile.
+    pub store_away: bool,
     /// An active primary's learners: how far each has the log durably, and whether it is close enough to become a member.
     pub learners: Vec<(ReplicaId, LogIndex, bool)>,
     /// The members that a leading replica has sent to and not heard of for a while: it may be cut off from them while the balancer is not.

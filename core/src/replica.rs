@@ -348,6 +348,7 @@ impl Replica {
             commit: marks.commit,
             applied: marks.applied,
             flushed: marks.flushed,
+            store_away: self.view.is_store_away(now),
             learners: self.learners(),
             unreached: self.unreached(now),
         }
@@ -462,8 +463,8 @@ impl Replica {
             }
             StorePurpose::Stage(stage) => self.on_staged(now, stage, &answer),
             StorePurpose::Swap(stage) => self.on_swapped(now, stage, answer),
-            StorePurpose::Open(asker) => self.on_snapshot_opened(now, asker, &answer),
-            StorePurpose::Chunk(asker) => self.on_chunk(now, asker, answer),
+            StorePurpose::Open(asker) => self.on_snapshot_opened(asker, &answer),
+            StorePurpose::Chunk(asker) => self.on_chunk(asker, answer),
             StorePurpose::Close => {}
         }
     }

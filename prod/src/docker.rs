@@ -6,7 +6,8 @@ use bollard::{
     errors::Error,
     models::{
         ContainerCreateBody, ContainerSummary, ContainerSummaryStateEnum, EndpointSettings, HostConfig, Mount, MountType,
-        NetworkCreateRequest, NetworkingConfig, PortBinding, RestartPolicy, RestartPolicyNameEnum, VolumeCreateRequest,
+        NetworkConnectRequest, NetworkCreateRequest, NetworkingConfig, PortBinding, RestartPolicy, RestartPolicyNameEnum,
+        VolumeCreateRequest,
     },
     query_parameters::{
         CreateContainerOptionsBuilder, ListContainersOptionsBuilder, ListImagesOptionsBuilder, ListNetworksOptionsBuilder,
@@ -50,8 +51,8 @@ pub enum DockerError {
         /// Why.
         error: Error,
     },
-    /// A name that we need is somebody else's.
-    #[error("the container name {0} is taken by something that is not of this deployment; remove it, or deploy under another name")]
+    /// A name that we need is that of something else.
+    #[error("the name {0} is taken by something else on this engine; remove that, or take another name")]
     NameTaken(String),
     /// The name of a deployment has to be that of containers.
     #[error("'{0}' is no name for a deployment: 1 to 63 letters, digits, '_', '.' and '-', the first a letter or digit")]
@@ -74,7 +75,7 @@ pub struct Wanted {
     pub image: String,
     /// The words after the program's name.
     pub command: Vec<String>,
-    /// Labels besides the deployment's.
+    /// Labels besides the deployment's. The first says what it is: only one that has it, too, is ever replaced by it.
     pub labels: Vec<(&'static str, String)>,
     /// Volumes: name, where, and whether it may write.
     pub volumes: Vec<(String, &'static str, bool)>,
@@ -216,6 +217,9 @@ impl Deployment {
         let volume = VolumeCreateRequest { name: Some(name.to_owned()), labels: Some(labels), ..VolumeCreateRequest::default() };
         // One that is there is left as it is.
         let volume = self.docker.create_volume(volume).await.map_err(refused(format!("make the volume {name}")))?;
+        if volume.labels.get(DEPLOYMENT) != Some(&self.name) {
+            return Err(DockerError::NameTaken(name.to_owned()));
+        }
         Ok(volume.labels.into_iter().collect())
     }
 
@@ -225,7 +229,8 @@ impl Deployment {
     /// If the engine refuses, or the name is taken by somebody else.
     pub async fn run(&self, wanted: &Wanted) -> Result<(), DockerError> {
         let name = self.container_name(&wanted.alias);
-        if let Some(id) = self.named(&name).await? {
+        let kind = wanted.labels.first().map_or(DEPLOYMENT, |(label, _)| label);
+        if let Some(id) = self.named(&name, kind).await? {
             self.remove(&id).await?;
         }
         let options = CreateContainerOptionsBuilder::default().name(&name).build();
@@ -242,11 +247,16 @@ impl Deployment {
         self.docker.start_container(&name, None).await.map_err(refused(format!("start {name}")))
     }
 
-    /// The id of this deployment's container of that name.
-    async fn named(&self, name: &str) -> Result<Option<String>, DockerError> {
+    /// The id of this deployment's container of that name, if it is of that kind.
+    async fn named(&self, name: &str, kind: &str) -> Result<Option<String>, DockerError> {
         let path = format!("/{name}");
         let containers = self.containers().await?;
-        Ok(containers.into_iter().find(|container| container.names.iter().flatten().any(|found| *found == path)).and_then(|found| found.id))
+        let named = containers.into_iter().find(|container| container.names.iter().flatten().any(|found| *found == path));
+        match named {
+            Some(found) if found.labels.as_ref().is_some_and(|labels| labels.contains_key(kind)) => Ok(found.id),
+            Some(_) => Err(DockerError::NameTaken(name.to_owned())),
+            None => Ok(None),
+        }
     }
 
     fn body(&self, wanted: &Wanted) -> ContainerCreateBody {
@@ -300,6 +310,34 @@ impl Deployment {
     /// If the engine refuses.
     pub async fn start(&self, id: &str) -> Result<(), DockerError> {
         self.docker.start_container(id, None).await.map_err(refused("start a container"))
+    }
+
+    /// Lets a container go on that is paused.
+    ///
+    /// # Errors
+    /// If the engine refuses.
+    pub async fn unpause(&self, id: &str) -> Result<(), DockerError> {
+        self.docker.unpause_container(id).await.map_err(refused("let a container go on"))
+    }
+
+    /// Whether a container is in the deployment's network, as it was listed.
+    #[must_use]
+    pub fn is_connected(&self, container: &ContainerSummary) -> bool {
+        let networks = container.network_settings.as_ref().and_then(|settings| settings.networks.as_ref());
+        networks.is_some_and(|networks| networks.contains_key(&self.name))
+    }
+
+    /// Brings a container back into the deployment's network, under the alias that its name says.
+    ///
+    /// # Errors
+    /// If the engine refuses.
+    pub async fn connect_again(&self, container: &ContainerSummary) -> Result<(), DockerError> {
+        let name = container.names.iter().flatten().next().map(|name| name.trim_start_matches('/')).unwrap_or_default();
+        let prefix = self.container_name("");
+        let alias = name.strip_prefix(&prefix).unwrap_or(name).to_owned();
+        let endpoint = EndpointSettings { aliases: Some(vec![alias]), ..EndpointSettings::default() };
+        let request = NetworkConnectRequest { container: container.id.clone().unwrap_or_default(), endpoint_config: Some(endpoint) };
+        self.docker.connect_network(&self.name, request).await.map_err(refused("connect a container"))
     }
 
     /// Kills and removes a container, whatever state it is in. Its volumes stay.

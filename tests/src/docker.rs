@@ -114,6 +114,21 @@ async fn deployment_on_docker_loses_nothing_and_leaves_nothing() {
         assert_eq!(told.contains("docker.sock"), name == "balancer");
     }
 
+    // Names that are those of something else do no harm.
+    let body = serde_json::json!({ "n": 1, "servers": { "balancer": ["sh1"] } });
+    let (code, refusal) = Client::new(&url, Duration::from_secs(5))
+        .unwrap()
+        .json(Method::POST, "/add", Some(&body))
+        .await
+        .map_or_else(|error| (http::StatusCode::REQUEST_TIMEOUT, serde_json::json!(error.to_string())), |answer| answer);
+    assert!(!code.is_success(), "{refusal}");
+    wait_for("the refusal", async || {
+        let logs = words(&run("docker", &["logs", &deployment.container("balancer")]));
+        logs.contains("is taken by something else").then_some(())
+    })
+    .await;
+    ok(&mut client, Method::DELETE, "/rm", serde_json::json!({ "n": 1, "servers": ["balancer"] })).await;
+
     deployment.make("down");
     assert_eq!(deployment.labelled(&["ps", "-a"]), Vec::<String>::new());
     deployment.make("all");
@@ -144,16 +159,22 @@ async fn deployment_with_databases_stands_their_death() {
     let load = Load::start(&format!("http://127.0.0.1:{}", deployment.port), 0);
     let runs = async |name: &str| {
         wait_for(&format!("{name} again"), async || {
-            let output = run("docker", &["inspect", "-f", "{{.State.Running}}", &deployment.container(name)]);
-            (words(&output).trim() == "true").then_some(())
+            let output = run("docker", &["inspect", "-f", "{{.State.Status}}", &deployment.container(name)]);
+            (words(&output).trim() == "running").then_some(())
         })
         .await;
     };
-    for name in ["Server1-db", "Server0", "Server0-db"] {
+    for (name, command) in [("Server1-db", "kill"), ("Server0", "kill"), ("Server0-db", "pause"), ("Server2-db", "stop")] {
         healthy(&mut client, 3).await;
-        docker(&["kill", &deployment.container(name)]);
+        docker(&[command, &deployment.container(name)]);
         runs(name).await;
     }
+    docker(&["network", "disconnect", &deployment.name, &deployment.container("Server1-db")]);
+    wait_for("Server1's database in the network", async || {
+        let output = run("docker", &["inspect", "-f", "{{.NetworkSettings.Networks}}", &deployment.container("Server1-db")]);
+        words(&output).contains(&deployment.name).then_some(())
+    })
+    .await;
     healthy(&mut client, 3).await;
     let acknowledged = load.stop().await;
     assert_all_there(&mut client, &acknowledged).await;

@@ -219,6 +219,8 @@ fn next_target(
     let placed = |id: ReplicaId| server_of(id).is_some_and(|server| record.placement.contains(&server));
     let ready = |id: ReplicaId| map.replicas.get(&id).is_some_and(|replica| replica.stage == ReplicaStage::Ready);
 
+    let store_away = |id: ReplicaId| observed.status(map, id, now).is_some_and(|status| status.store_away);
+
     // The primary leads on unless it may not, cannot, or does not answer.
     let lead = observed.lead(map, current.primary, current.epoch, now);
     let primary_fine = ready(current.primary)
@@ -265,10 +267,13 @@ fn next_target(
     }
 
     let can_lead = |id: &ReplicaId| usable(*id) && silent(*id) <= FAIL_OVER_AFTER;
+    // One whose row store is away commits, and answers little: another leads, if it can.
+    let others_store = members.iter().any(|id| *id != current.primary && can_lead(id) && !store_away(*id));
+    let primary_fine = primary_fine && !(store_away(current.primary) && others_store);
     let wanted_primary = record
         .wanted_primary
         .and_then(|server| members.iter().copied().find(|id| server_of(*id) == Some(server)))
-        .filter(|id| can_lead(id) && tired != Some(*id));
+        .filter(|id| can_lead(id) && tired != Some(*id) && !store_away(*id));
     let primary = match wanted_primary {
         Some(wanted) => wanted,
         None if primary_fine && members.contains(&current.primary) && tired != Some(current.primary) => current.primary,
@@ -280,7 +285,7 @@ fn next_target(
             let best = members.iter().copied().filter(can_lead);
             best.max_by_key(|id| {
                 let is_fresh = tired != Some(*id) && (primary_fine || *id != current.primary);
-                (is_fresh, last(*id), std::cmp::Reverse(lead_count(*id)), std::cmp::Reverse(*id))
+                (!store_away(*id), is_fresh, last(*id), std::cmp::Reverse(lead_count(*id)), std::cmp::Reverse(*id))
             })?
         }
     };

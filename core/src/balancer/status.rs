@@ -2,7 +2,7 @@
 
 use super::{admin, drive::Drives, observed::Observed};
 use crate::{
-    id::{MapVersion, ServerId, ShardId},
+    id::{MapVersion, ReplicaId, ServerId, ShardId},
     map::{ClusterMap, ReplicaStage, ShardRecord},
     request::{ServerStatus, ShardStatus, Status, Tolerance},
     time::{Duration, Instant},
@@ -60,6 +60,12 @@ fn shard(map: &ClusterMap, id: ShardId, record: &ShardRecord, observed: &Observe
         let unreached = observed.unreached(map, current.primary, current.epoch, now).len();
         if unreached > 0 {
             warnings.push(format!("its primary does not reach {unreached} of {} members", current.members.len()).into());
+        }
+        let away = |member: &&ReplicaId| observed.status(map, **member, now).is_some_and(|status| status.store_away);
+        for member in current.members.iter().filter(away) {
+            let name =
+                map.server_of(*member).and_then(|server| map.servers.get(&server)).map(|record| record.name.clone()).unwrap_or_default();
+            warnings.push(format!("the row store of {name} does not answer").into());
         }
         if alive < current.seal_quorum() {
             warnings.push(

@@ -48,6 +48,9 @@ pub(super) struct Swap {
     asked: bool,
 }
 
+/// How often in a row the store may fail to read a piece of a snapshot before it is given up. A guess: some resends.
+const LENDING_FAILURES_MAX: u32 = 8;
+
 /// A snapshot lent to another replica.
 #[derive(Clone, Debug)]
 pub(super) struct Lending {
@@ -58,6 +61,8 @@ pub(super) struct Lending {
     busy: bool,
     /// The piece that is being read.
     cursor: Option<SnapshotCursor>,
+    /// How often in a row the store could not read a piece.
+    failed_count: u32,
     close_at: Instant,
 }
 
@@ -320,7 +325,7 @@ impl Replica {
             return; // Asked again later.
         }
         let snapshot = SnapshotId(self.mint());
-        self.lendings.insert(to, Lending { snapshot, position: None, busy: true, cursor: None, close_at });
+        self.lendings.insert(to, Lending { snapshot, position: None, busy: true, cursor: None, failed_count: 0, close_at });
         self.store(StorePurpose::Open(to), StoreCommand::OpenSnapshot(snapshot));
     }
 
@@ -329,7 +334,7 @@ impl Replica {
         self.store(StorePurpose::Chunk(to), StoreCommand::ReadSnapshot { snapshot, cursor, bytes_max });
     }
 
-    pub(super) fn on_snapshot_opened(&mut self, _now: Instant, asker: ReplicaId, answer: &StoreAnswer) {
+    pub(super) fn on_snapshot_opened(&mut self, asker: ReplicaId, answer: &StoreAnswer) {
         let Some(lent) = self.lendings.get_mut(&asker) else { return };
         if let StoreAnswer::SnapshotOpened { position } = answer {
             lent.position = Some(*position);
@@ -340,11 +345,21 @@ impl Replica {
         }
     }
 
-    pub(super) fn on_chunk(&mut self, _now: Instant, asker: ReplicaId, answer: StoreAnswer) {
+    pub(super) fn on_chunk(&mut self, asker: ReplicaId, answer: StoreAnswer) {
         let drop_sessions = self.context.planted.has(Bug::SnapshotWithoutSessions);
         let Some(lent) = self.lendings.get_mut(&asker) else { return };
         lent.busy = false;
-        let (StoreAnswer::Chunk(mut chunk), Some(position)) = (answer, lent.position) else { return };
+        let (StoreAnswer::Chunk(mut chunk), Some(position)) = (answer, lent.position) else {
+            lent.failed_count += 1;
+            let snapshot = lent.snapshot;
+            if lent.failed_count >= LENDING_FAILURES_MAX {
+                // It may have gone with the connection that held it. Who asks for it again is refused, and begins anew.
+                self.lendings.remove(&asker);
+                self.store(StorePurpose::Close, StoreCommand::CloseSnapshot(snapshot));
+            }
+            return;
+        };
+        lent.failed_count = 0;
         if drop_sessions {
             chunk.sessions.clear();
         }

@@ -29,6 +29,8 @@ use std::{
 const FLUSH_AFTER: Duration = Duration::from_millis(1_000);
 /// How long a store that is unavailable is left alone. A guess.
 const RETRY_AFTER: Duration = Duration::from_millis(200);
+/// How long a store that does not answer is only waited for. A guess: a database that is started again takes less.
+const STORE_AWAY_AFTER: Duration = Duration::from_millis(1_000);
 /// The most keys of one load of old rows.
 const LOAD_KEYS_MAX: usize = 8_192;
 /// The most keys that a verdict names.
@@ -163,6 +165,8 @@ pub struct View {
     unflushed: Option<Flush>,
     last_request: u64,
     retry_at: Option<Instant>,
+    /// Since when the store has answered nothing but that it cannot.
+    away_since: Option<Instant>,
     lost: bool,
 }
 
@@ -192,6 +196,7 @@ impl View {
             unflushed: None,
             last_request: 0,
             retry_at: None,
+            away_since: None,
             lost: false,
         }
     }
@@ -241,6 +246,12 @@ impl View {
         self.reads.push_back(PendingRead { id, range, limit: limit.max(1), bytes_max });
     }
 
+    /// Whether the store has been asked and has not answered for a while.
+    #[must_use]
+    pub fn is_store_away(&self, now: Instant) -> bool {
+        self.away_since.is_some_and(|since| now.since(since) >= STORE_AWAY_AFTER)
+    }
+
     /// Applies what can be applied, issues loads, reads and flushes. `durable_log` is how far the replica's own log is durable.
     pub fn advance(&mut self, now: Instant, durable_log: LogIndex, out: &mut Vec<ViewEffect>) {
         if self.lost {
@@ -261,6 +272,9 @@ impl View {
     /// Takes an answer of the row store. Answers to what was asked before a [`Self::reset`] are ignored.
     pub fn stored(&mut self, now: Instant, request: u64, answer: StoreAnswer, out: &mut Vec<ViewEffect>) {
         let Some(Outstanding { asked, .. }) = self.outstanding.remove(&request) else { return };
+        if matches!(answer, StoreAnswer::Rows(_) | StoreAnswer::Flushed { .. }) {
+            self.away_since = None;
+        }
         match (asked, answer) {
             (Asked::Load, StoreAnswer::Rows(page)) => self.loaded(page),
             (Asked::Read(read), StoreAnswer::Rows(page)) => self.answer(read, page, out),
@@ -280,6 +294,7 @@ impl View {
             // Unavailable; anything else is not an answer to what was asked and is treated as none.
             (asked, _) => {
                 self.retry_at = Some(now + RETRY_AFTER);
+                self.away_since.get_or_insert(now);
                 match asked {
                     Asked::Load => self.loading.clear(),
                     Asked::Read(read) => self.reads.push_front(read),

@@ -24,6 +24,8 @@ use tokio::time::{Instant, sleep};
 
 /// The label that says where a deployment's rows are.
 const ROWS: &str = "twinshard.rows";
+/// The label of what is no server's.
+const ROLE: &str = "twinshard.role";
 /// What other containers call the balancer.
 const BALANCER: &str = "balancer";
 /// How long the balancer may take until it serves. It adopts what runs, and needs no server for that.
@@ -165,7 +167,7 @@ impl Deploy {
             alias: BALANCER.to_owned(),
             image,
             command: [BALANCER.to_owned()].into_iter().chain(words).chain(access).collect(),
-            labels: vec![("twinshard.role", BALANCER.to_owned())],
+            labels: vec![(ROLE, BALANCER.to_owned())],
             volumes: vec![(data, "/data", true), (secret, "/secret", true)],
             socket: Some((self.socket.display().to_string(), group)),
             published: Some((self.bind, self.port)),
@@ -185,7 +187,7 @@ impl Deploy {
             if client.send(Method::GET, "/readyz", None).await.is_ok_and(|answer| answer.status.is_success()) {
                 return Ok(());
             }
-            let container = deployment.container_with("twinshard.role", BALANCER).await?;
+            let container = deployment.container_with(ROLE, BALANCER).await?;
             let is_over = container.as_ref().is_none_or(|container| !Deployment::is_running(container));
             if is_over || Instant::now() >= deadline {
                 let words = match container.and_then(|container| container.id) {
@@ -231,13 +233,17 @@ impl Undeploy {
                 return Err(Failure::new("nothing was removed"));
             }
         }
-        // The balancer first: it would start again what is removed.
-        let mut containers = deployment.containers().await?;
-        containers.sort_by_key(|container| container.labels.as_ref().is_some_and(|labels| labels.contains_key(crate::docker::SERVER)));
-        for id in containers.iter().filter_map(|container| container.id.as_deref()) {
-            deployment.close(id).await?;
+        // The balancer first: it would start again what is removed, and may just be starting something.
+        let mut container_count = 0;
+        if let Some(id) = deployment.container_with(ROLE, BALANCER).await?.and_then(|container| container.id) {
+            deployment.close(&id).await?;
+            container_count += 1;
         }
-        println!("containers {} removed", containers.len());
+        for id in deployment.containers().await?.into_iter().filter_map(|container| container.id) {
+            deployment.close(&id).await?;
+            container_count += 1;
+        }
+        println!("containers {container_count} removed");
         println!("networks   {} removed", deployment.remove_network().await?);
         if self.keep_data {
             println!("The data is kept. `make all` goes on where it was.");

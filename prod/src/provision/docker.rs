@@ -156,7 +156,7 @@ impl DockerProvisioner {
         self.deployment.run(&wanted).await
     }
 
-    /// Starts databases again that have ended, for ever: a kill through the engine is not undone by the engine.
+    /// Brings databases back that have ended, are paused or cut off, for ever: the engine undoes nothing that was done through it.
     pub async fn keep_databases(&self) {
         loop {
             sleep(DATABASES_EVERY).await;
@@ -172,11 +172,18 @@ impl DockerProvisioner {
             };
             for container in containers {
                 let is_database = container.labels.as_ref().is_some_and(|labels| labels.contains_key(DATABASE_OF));
-                if let (true, Some(id), Some(ContainerSummaryStateEnum::EXITED)) = (is_database, &container.id, container.state) {
-                    tracing::warn!(names = ?container.names, "a database has ended: starting it again");
-                    if let Err(error) = self.deployment.start(id).await {
-                        tracing::warn!(%error, "a database could not be started");
+                let (true, Some(id)) = (is_database, &container.id) else { continue };
+                let (what, done) = match container.state {
+                    Some(ContainerSummaryStateEnum::EXITED) => ("has ended", self.deployment.start(id).await),
+                    Some(ContainerSummaryStateEnum::PAUSED) => ("is paused", self.deployment.unpause(id).await),
+                    Some(ContainerSummaryStateEnum::RUNNING) if !self.deployment.is_connected(&container) => {
+                        ("is out of the network", self.deployment.connect_again(&container).await)
                     }
+                    Some(_) | None => continue,
+                };
+                match done {
+                    Ok(()) => tracing::warn!(names = ?container.names, "a database that {what} was brought back"),
+                    Err(error) => tracing::warn!(names = ?container.names, %error, "a database that {what} could not be brought back"),
                 }
             }
         }

@@ -43,6 +43,7 @@ fn status(replica: ReplicaId, shard: ShardId) -> ReplicaStatus {
         promised: Epoch(5),
         lead: None,
         lead_progress: 0,
+        store_away: false,
         last: Position { epoch: Epoch(5), index: LogIndex(10) },
         commit: LogIndex(10),
         applied: LogIndex(10),

@@ -515,6 +515,7 @@ fn created(replica: ReplicaId, shard: ShardId) -> ReplicaStatus {
         promised: Epoch(0),
         lead: None,
         lead_progress: 0,
+        store_away: false,
         last: Position::ZERO,
         commit: LogIndex(0),
         applied: LogIndex(0),

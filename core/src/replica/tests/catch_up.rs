@@ -51,6 +51,20 @@ fn a_learner_is_brought_up_by_a_snapshot_and_the_log_after_it() {
 }
 
 #[test]
+fn a_snapshot_that_cannot_be_read_any_more_is_begun_anew() {
+    let mut world = small(4).formed(3);
+    world.write_all(1, 1, 0..40);
+    world.lose("snapshot-part");
+    world.learn(1, 1, &[4]);
+    world.run(200);
+    let broken: usize = world.disk(1).rows.values_mut().map(|rows| rows.break_snapshots()).sum();
+    assert_eq!(broken, 1);
+    world.heal();
+    world.run(5_000);
+    assert_eq!(world.status(1).learners, [(crate::id::ReplicaId(4), LogIndex(41), true)]);
+}
+
+#[test]
 fn a_snapshot_takes_the_logs_place_in_one_record() {
     let mut world = small(4).formed(3);
     world.write_all(1, 1, 0..40);

@@ -38,6 +38,8 @@ pub(crate) struct Rows {
     pub(crate) rows: BTreeMap<Key, StoredRow>,
     stage: Option<(StageId, Position, ViewState, BTreeMap<Key, StoredRow>)>,
     snapshots: BTreeMap<SnapshotId, (ViewState, BTreeMap<Key, StoredRow>)>,
+    /// Snapshots that were open and cannot be read any more: what held them is gone.
+    gone: BTreeSet<SnapshotId>,
 }
 
 /// What survives a crash.
@@ -626,6 +628,12 @@ impl Disk {
 }
 
 impl Rows {
+    /// Every open snapshot is gone. How many.
+    pub(crate) fn break_snapshots(&mut self) -> usize {
+        self.gone.extend(self.snapshots.keys());
+        self.snapshots.len()
+    }
+
     fn execute(&mut self, command: StoreCommand) -> StoreAnswer {
         match command {
             StoreCommand::Create | StoreCommand::Destroy => unreachable!("done by the disk"),
@@ -650,6 +658,7 @@ impl Rows {
                 self.snapshots.insert(id, (self.state.clone(), self.rows.clone()));
                 StoreAnswer::SnapshotOpened { position: self.state.applied }
             }
+            StoreCommand::ReadSnapshot { snapshot, .. } if self.gone.contains(&snapshot) => StoreAnswer::Unavailable,
             StoreCommand::ReadSnapshot { snapshot, cursor, .. } => {
                 let Some((state, rows)) = self.snapshots.get(&snapshot) else { panic!("{snapshot} is not open") };
                 // Three rows a piece, and the sessions with the first.

@@ -300,6 +300,34 @@ fn flush_waits_for_the_log_and_survives_a_store_that_is_down() {
     assert!(matches!(first, StoreCommand::Flush(batch) if batch.applied.index == LogIndex(4) && batch.session_floor == SessionId(2)));
 }
 
+#[test]
+fn a_store_is_away_once_it_has_answered_nothing_for_a_second() {
+    let (mut view, mut store) = fresh();
+    let mut effects = Vec::new();
+    for index in 1..=5 {
+        view.queue(entry(index, request(index, 1, 1), vec![insert(1, 10, OnConflict::Replace)]));
+    }
+    let mut now = Instant(0);
+    for round in 0..6 {
+        view.advance(now, LogIndex(5), &mut effects);
+        store.take(&mut effects);
+        let (asked, _) = store.waiting.pop_front().unwrap();
+        assert_eq!(view.is_store_away(now), round == 5, "at {now}");
+        view.stored(
+            now,
+            asked,
+            if round == 5 {
+                StoreAnswer::Flushed { durable: Position { epoch: Epoch(1), index: LogIndex(5) } }
+            } else {
+                StoreAnswer::Unavailable
+            },
+            &mut effects,
+        );
+        now = now + Duration::from_millis(200);
+    }
+    assert!(!view.is_store_away(now), "it answers again");
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Entry(u8, u64, u64, Vec<(u8, i64)>),

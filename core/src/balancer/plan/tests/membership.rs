@@ -222,3 +222,21 @@ fn retired_replicas_of_a_stopped_server_go_with_it() {
     story.drives.stopped.insert(S3);
     story.is_content();
 }
+
+#[test]
+fn primary_whose_row_store_is_away_gives_way_to_one_whose_store_is_there() {
+    let mut story = Story::new(3);
+    let away = |story: &mut Story, replica, is_away| {
+        story.says(replica, |status| status.store_away = is_away);
+        story.wait(0);
+    };
+    away(&mut story, R2, true);
+    story.is_content();
+    away(&mut story, R1, true);
+    story.proposes("e6[r1 r2 r3*]w2");
+    // With none that is better off, it stays.
+    away(&mut story, R3, true);
+    story.is_content();
+    away(&mut story, R1, false);
+    story.is_content();
+}
