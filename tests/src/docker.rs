@@ -120,7 +120,7 @@ async fn deployment_on_docker_loses_nothing_and_leaves_nothing() {
         .unwrap()
         .json(Method::POST, "/add", Some(&body))
         .await
-        .map_or_else(|error| (http::StatusCode::REQUEST_TIMEOUT, serde_json::json!(error.to_string())), |answer| answer);
+        .unwrap_or_else(|error| (http::StatusCode::REQUEST_TIMEOUT, serde_json::json!(error.to_string())));
     assert!(!code.is_success(), "{refusal}");
     wait_for("the refusal", async || {
         let logs = words(&run("docker", &["logs", &deployment.container("balancer")]));
