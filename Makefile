@@ -31,9 +31,12 @@ all: image ## The production system on Docker (NAME=twinshard PORT=5000 BIND=127
 		echo "No image of databases can be built here (Debian's packages are needed)"; [ "$(ROWS)" != mysql ]; fi
 	$(STATIC) deploy --name $(NAME) --port $(PORT) --bind $(BIND) --auth $(AUTH) $(if $(ROWS),--rows $(ROWS))
 
-.PHONY: image
-image: static ## The image of a deployment: the statically linked program alone
+.PHONY: engine
+engine: # One line where there is no Docker, before anything is built
 	@docker version >/dev/null 2>&1 || { echo "Docker does not answer: is it installed, does it run, and may you use it? (docker ps shows it)" >&2; exit 1; }
+
+.PHONY: image
+image: engine static ## The image of a deployment: the statically linked program alone
 	rm -rf target/image && mkdir -p target/image/rootfs/data target/image/rootfs/secret
 	touch target/image/rootfs/data/.keep target/image/rootfs/secret/.keep
 	cp $(STATIC) target/image/twinshard && strip target/image/twinshard
@@ -57,7 +60,9 @@ clean: static ## Removes everything of a deployment: containers, network, volume
 	$(STATIC) undeploy --name $(NAME)
 
 .PHONY: restart
-restart: down all ## Stops a deployment and brings it up again (NAME)
+restart: ## Stops a deployment and brings it up again (NAME)
+	$(MAKE) down
+	$(MAKE) all
 
 .PHONY: logs
 logs: ## What the balancer of a deployment says (NAME)

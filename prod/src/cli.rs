@@ -93,6 +93,7 @@ impl<E: std::error::Error> From<E> for Failure {
 /// Runs the program on the arguments of this process.
 #[must_use]
 pub fn main() -> ExitCode {
+    end_with_the_reader();
     let cli = Cli::parse();
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
         Ok(runtime) => runtime,
@@ -128,6 +129,19 @@ pub fn main() -> ExitCode {
             if failure.is_usage { ExitCode::from(2) } else { ExitCode::FAILURE }
         }
     }
+}
+
+/// Ends quietly once nobody reads what is printed any more, as behind `| head`. Every other panic is told as ever.
+fn end_with_the_reader() {
+    let tell = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        let words = info.payload_as_str().unwrap_or_default();
+        if words.starts_with("failed printing to stdout") && words.contains("Broken pipe") {
+            // As a program that the signal ends: 128 and SIGPIPE.
+            std::process::exit(141);
+        }
+        tell(info);
+    }));
 }
 
 fn make_dir(dir: &Path) -> Result<(), Failure> {

@@ -12,6 +12,7 @@ use std::{
     process::{Command, Stdio},
     time::Duration,
 };
+use twinshard::peer::PROTOCOL_VERSION;
 
 /// Exit code, standard output, standard error.
 fn run(args: &[&str]) -> (i32, String, String) {
@@ -176,7 +177,7 @@ async fn strangers_on_the_peer_port_are_refused_in_one_line_each() {
     let peer = api.ok("GET", "/status", Value::Null)["health"]["Server0"]["peer"].as_str().unwrap().to_owned();
     // As a peer begins: magic and version, then another cluster, nodes and a nonce.
     let hello = |cluster: u128, from: u64| {
-        let mut hello = b"twinshrd\x01\0".to_vec();
+        let mut hello = [&b"twinshrd"[..], &PROTOCOL_VERSION.to_le_bytes()].concat();
         hello.extend_from_slice(&cluster.to_le_bytes());
         for (kind, number) in [(2, from), (1, 1)] {
             hello.push(kind);
@@ -208,4 +209,16 @@ async fn strangers_on_the_peer_port_are_refused_in_one_line_each() {
     api.ok("POST", "/write", json!({ "data": [row(1, "still served")] }));
     assert_eq!(api.read(0, 12_287), [row(1, "still served")]);
     assert_eq!(api.ok("GET", "/status", Value::Null)["health"]["Server0"]["respawns"], 0);
+}
+
+#[test]
+fn output_that_nobody_reads_ends_the_program_quietly() {
+    let dir = tempfile::tempdir().unwrap();
+    let up = Up::start(dir.path());
+    let mut status = Command::new(production_binary());
+    status.args(["status", "--url", &up.url]).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = status.spawn().unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), String::from_utf8_lossy(&output.stderr).as_ref()), (Some(141), ""));
 }
