@@ -10,11 +10,13 @@
 
 mod admin;
 mod drive;
+mod explain;
 mod observed;
 mod parked;
 mod plan;
 mod policy;
 mod provisions;
+mod relocate;
 pub mod ring;
 mod router;
 mod routes;
@@ -26,7 +28,7 @@ use crate::{
     effect::{BalancerEffect, BalancerInput, Note, RegisterAnswer},
     id::{BalancerId, MapVersion, ReplicaId, ServerId, SessionId, ShardId, Token},
     map::ClusterMap,
-    message::{Message, ToBalancer, ToServer},
+    message::{Message, Tag, ToBalancer, ToServer},
     planted::{Bug, Planted},
     request::{Health, Reply, Request, RequestError},
     time::{Duration, Instant},
@@ -225,6 +227,12 @@ impl BalancerMachine {
         self.id
     }
 
+    /// The client's request that an exchange with a server is a part of. For logs.
+    #[must_use]
+    pub fn request_of(&self, tag: Tag) -> Option<Token> {
+        self.router.request_of(tag)
+    }
+
     /// Whether it believes that it controls.
     #[must_use]
     pub const fn is_controlling(&self) -> bool {
@@ -301,7 +309,14 @@ impl BalancerMachine {
                     self.parked.push(token, request, deadline);
                 }
             }
-            Request::Init { .. } | Request::Status { .. } | Request::Add { .. } | Request::Remove { .. } | Request::Primary { .. } => {
+            Request::Init { .. }
+            | Request::Status { .. }
+            | Request::Add { .. }
+            | Request::Remove { .. }
+            | Request::Move { .. }
+            | Request::Drain { .. }
+            | Request::Explain(_)
+            | Request::Primary { .. } => {
                 if self.admins.len() >= ADMIN_MAX {
                     out.push(BalancerEffect::Reply { token, reply: Reply::Failed(RequestError::Overloaded) });
                 } else {

@@ -127,11 +127,36 @@ pub enum Request {
         /// Whether to move it.
         change: bool,
     },
+    /// Moves a replica of a shard from one server to another.
+    Move {
+        /// The shard's name.
+        shard: Box<str>,
+        /// The name of the server that has it.
+        from: Box<str>,
+        /// The name of the server that is to have it.
+        to: Box<str>,
+    },
+    /// Moves all replicas of a server to others.
+    Drain {
+        /// The server's name.
+        server: Box<str>,
+    },
+    /// Why a shard stands as it does, and where a read of it goes.
+    Explain(Subject),
     /// Picks a server on the ring by a random request id (/home).
     PickServer {
         /// Six digits.
         request_id: u64,
     },
+}
+
+/// What is to be explained.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Subject {
+    /// The shard that holds this key.
+    Key(Key),
+    /// The shard of this name.
+    Shard(Box<str>),
 }
 
 /// The answer to a [`Request`].
@@ -175,6 +200,13 @@ pub enum Reply {
         /// The epoch of the configuration.
         epoch: Epoch,
     },
+    /// To `Move` and `Drain`.
+    Relocated {
+        /// The names of the shards, and of the servers where a replica of each serves now.
+        moves: Vec<(Box<str>, Box<str>)>,
+    },
+    /// To `Explain`.
+    Explained(Box<Explanation>),
     /// To `PickServer`.
     Server {
         /// Which.
@@ -513,6 +545,46 @@ pub struct Status {
     pub servers: BTreeMap<ServerId, ServerStatus>,
     /// By shard.
     pub shards: BTreeMap<ShardId, ShardStatus>,
+    /// What a human should know of the whole, in words.
+    pub warnings: Vec<Box<str>>,
+}
+
+/// A replica as [`Explanation`] has it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ReplicaExplained {
+    /// Which.
+    pub replica: ReplicaId,
+    /// The name of its server.
+    pub server: Box<str>,
+    /// How the server looks.
+    pub health: Health,
+    /// How many requests of this balancer it has not answered yet.
+    pub load_count: u32,
+    /// Whether it is a member of the active configuration.
+    pub is_member: bool,
+}
+
+/// Why a shard stands as it does, as one balancer sees it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Explanation {
+    /// Its name.
+    pub shard: Box<str>,
+    /// Its keys.
+    pub range: KeyRange,
+    /// The active configuration.
+    pub current: Option<Configuration>,
+    /// The proposed one.
+    pub pending: Option<Configuration>,
+    /// The name of the primary's server, while one serves.
+    pub primary: Option<Box<str>>,
+    /// Why that one, or why none, in words.
+    pub why_primary: Vec<Box<str>>,
+    /// What it waits for, in words; empty if for nothing.
+    pub waits_for: Vec<Box<str>>,
+    /// Its replicas.
+    pub replicas: Vec<ReplicaExplained>,
+    /// The name of the server that a read at its key (or at the first of the shard) is sent to now, and why, in words.
+    pub read: Option<(Box<str>, Box<str>)>,
 }
 
 /// A request to a server itself, for people and tools.

@@ -240,6 +240,9 @@ impl Kind {
             | Request::Remove { .. }
             | Request::ReadServer { .. }
             | Request::Primary { .. }
+            | Request::Move { .. }
+            | Request::Drain { .. }
+            | Request::Explain(_)
             | Request::PickServer { .. } => Self::Admin,
         }
     }

@@ -12,7 +12,6 @@ use serde::Deserialize;
 use std::path::{Path, PathBuf};
 use thiserror::Error;
 use twinshard_core::{
-    command::OnConflict,
     request::{NewServer, NewShard, Request},
     schema::{Column, ColumnType, Schema, SchemaError},
 };
@@ -504,7 +503,7 @@ impl Scenario {
             schema: schema(),
             shards: self.topology.shards.iter().map(ShardSpec::new_shard).collect(),
             servers: Some(servers),
-            on_conflict: Some(OnConflict::Replace),
+            on_conflict: None,
             by_name: false,
         }
     }

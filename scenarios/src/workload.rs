@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 use twinshard_core::{
     command::{Idempotency, OnConflict, Operation},
     request::{Consistency, Reply, Request},
+    time::{Duration, Instant},
     value::{Key, KeyRange, Row, Value},
 };
 
@@ -70,6 +71,25 @@ pub struct Workload {
     seed: u64,
     eras: Vec<Keys>,
     shards: Vec<KeyRange>,
+}
+
+/// A closed loop: each client asks again when it was answered.
+#[derive(Clone, Debug)]
+pub struct ClosedLoop {
+    /// What is asked.
+    pub workload: Workload,
+    /// How many clients.
+    pub clients: u32,
+    /// How long a client thinks.
+    pub think: Duration,
+    /// How long it waits for an answer.
+    pub timeout: Duration,
+    /// How often it comes again when the outcome is not known.
+    pub retries: u32,
+    /// When the load begins.
+    pub from: Instant,
+    /// When it ends.
+    pub until: Instant,
 }
 
 impl Workload {

@@ -15,7 +15,7 @@ use twinshard_core::{
     command::{OnConflict, Operation},
     id::ServerId,
     planted::Planted,
-    request::{NewServer, NewShard},
+    request::{NewServer, NewShard, Request},
     server::ServerSettings,
     time::{Duration, Instant},
     value::{Key, KeyRange},
@@ -33,6 +33,7 @@ enum Stream {
     Topology,
     Workload,
     Faults,
+    Relocations,
 }
 
 /// Dice of one stream.
@@ -74,7 +75,9 @@ pub fn plan(seed: u64, planted: Planted) -> Plan {
     let span_ms = options.between(2_000, 7_000);
     let count = options.between(100, 160);
     let end = Instant((WORKLOAD_AT_MS + span_ms) * 1_000_000);
-    let operations = operations(&mut Dice::new(seed, Stream::Workload), &topology, count, span_ms);
+    let mut operations = operations(&mut Dice::new(seed, Stream::Workload), &topology, count, span_ms);
+    operations.extend(relocations(&mut Dice::new(seed, Stream::Relocations), &topology, span_ms));
+    operations.sort_by_key(|operation| (operation.at, operation.id));
     let faults = faults(&mut Dice::new(seed, Stream::Faults), &mut options, &topology, end);
     Plan { seed, topology, operations, faults, heal_at: end, heal_within: Duration::from_millis(20_000), planted, staged: false }
 }
@@ -170,7 +173,29 @@ fn operations(dice: &mut Dice, topology: &Topology, count: u64, span_ms: u64) ->
         let (client, balancer) = (100 + step, dice.below(topology.balancer_count as u64) as usize);
         operations.push(PlannedOperation { id, at, client, balancer, timeout: Duration::from_millis(5_000), retries: 0, action });
     }
-    operations.sort_by_key(|operation| (operation.at, operation.id));
+    operations
+}
+
+/// Ids of operations that move replicas: beyond those of all others.
+const RELOCATIONS_FROM: u32 = 5_000;
+
+/// In some seeds operators move replicas, or all of a server's.
+fn relocations(dice: &mut Dice, topology: &Topology, span_ms: u64) -> Vec<PlannedOperation> {
+    let server = |dice: &mut Dice| server_name(dice.between(1, topology.servers.len() as u64));
+    let mut operations = Vec::new();
+    for step in 0..dice.pick(&[0, 0, 1, 2, 4]) {
+        let at = Instant((WORKLOAD_AT_MS * 1_000_000) + dice.below(span_ms * 1_000_000));
+        let request = if dice.percent(70) {
+            let shard = shard_name(dice.between(1, topology.shards.len() as u64));
+            Request::Move { shard, from: server(dice), to: server(dice) }
+        } else {
+            Request::Drain { server: server(dice) }
+        };
+        let (id, client) = (RELOCATIONS_FROM + step, 200 + step);
+        let balancer = dice.below(topology.balancer_count as u64) as usize;
+        let (timeout, action) = (Duration::from_millis(5_000), Action::Raw(request));
+        operations.push(PlannedOperation { id, at, client, balancer, timeout, retries: 0, action });
+    }
     operations
 }
 

@@ -1,7 +1,10 @@
 //! /init, /add, /rm and the move of a primary: pure changes of what the map wants, with the refusals of API.md. Whether the wish has come
 //! true is for [`Goal`] to say.
 
-use super::observed::Observed;
+use super::{
+    observed::Observed,
+    relocate::{self, Moves},
+};
 use crate::{
     command::OnConflict,
     id::{ServerId, ShardId},
@@ -30,6 +33,8 @@ pub(crate) enum Goal {
     Removed { servers: Vec<ServerId>, names: Vec<Box<str>> },
     /// Another server than `from` leads the shard.
     Moved { shard: ShardId, from: Option<ServerId> },
+    /// These replicas serve where they went, and no longer at `from`, nor does any other if `is_whole`.
+    Relocated { from: ServerId, moves: Moves, is_whole: bool },
 }
 
 impl Goal {
@@ -54,6 +59,7 @@ impl Goal {
             }
             // Wishing it again does no harm.
             Self::Moved { .. } => false,
+            Self::Relocated { from, moves, .. } => relocate::stands(map, *from, moves),
         }
     }
 
@@ -85,6 +91,7 @@ impl Goal {
                 let settled = record.wanted_primary.is_none() && Some(server) != *from;
                 settled.then(|| primary_reply(map, *shard, Some(server)))
             }
+            Self::Relocated { from, moves, is_whole } => relocate::reached(map, observed, (*from, moves, *is_whole), now),
         }
     }
 }
@@ -102,15 +109,15 @@ pub(crate) fn primary_reply(map: &ClusterMap, shard: ShardId, server: Option<Ser
     Reply::Primary { server: server.and_then(|server| map.servers.get(&server)).map(|record| record.name.clone()), epoch }
 }
 
-fn invalid(words: impl Into<Box<str>>) -> RequestError {
+pub(super) fn invalid(words: impl Into<Box<str>>) -> RequestError {
     RequestError::Invalid(words.into())
 }
 
-fn refused(words: impl Into<Box<str>>) -> RequestError {
+pub(super) fn refused(words: impl Into<Box<str>>) -> RequestError {
     RequestError::Refused(words.into())
 }
 
-fn quoted(name: &str) -> String {
+pub(super) fn quoted(name: &str) -> String {
     format!("'{name}'")
 }
 

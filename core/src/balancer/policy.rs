@@ -84,6 +84,21 @@ impl Picker {
         Some(picked.unwrap_or(first.server))
     }
 
+    /// How it picks one of so many candidates, in words.
+    pub(crate) fn describe(&self, candidate_count: usize) -> String {
+        match self.policy {
+            Policy::Ring => format!(
+                "ring: the first of {candidate_count} clockwise of the place of shard and first key that has less than 1.25 times the mean in flight"
+            ),
+            Policy::Classic => {
+                format!("classic: the first of {candidate_count} clockwise of a random request id; another read may go elsewhere")
+            }
+            Policy::LeastLoaded => {
+                format!("least-loaded: the less loaded of two of {candidate_count} drawn at random; another read may go elsewhere")
+            }
+        }
+    }
+
     /// Consistent hashing with bounded loads (Mirrokni, Thorup, Zadimoghaddam 2018), c = 1.25: the first server clockwise that has less
     /// than c times the mean in flight, this request counted.
     fn pick_bounded(&self, hash: u64, candidates: &[Candidate]) -> Option<ServerId> {

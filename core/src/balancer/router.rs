@@ -29,6 +29,7 @@ use crate::{
     message::{Message, Tag, ToBalancer, ToServer},
     request::{Health, Reply, Request, RequestError},
     time::{Duration, Instant},
+    value::Key,
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -304,6 +305,9 @@ impl Router {
             | Request::Status { .. }
             | Request::Add { .. }
             | Request::Remove { .. }
+            | Request::Move { .. }
+            | Request::Drain { .. }
+            | Request::Explain(_)
             | Request::Primary { .. }
             | Request::PickServer { .. } => true,
         }
@@ -367,8 +371,24 @@ impl Router {
         &self.request_counts
     }
 
+    /// Where a read of the shard from this key on is sent now, by its name, and why. Draws nothing, so that it changes nothing.
+    pub(crate) fn explain_read(&self, shard: ShardId, key: Key) -> Option<(Box<str>, Box<str>)> {
+        let routes = self.routes.as_ref()?;
+        let servers: Vec<ServerId> = routes.serving(shard)?.members.iter().map(|member| member.server).collect();
+        let mut picker = self.picker.clone();
+        let request_id = picker.request_id();
+        let candidates = self.candidates(&servers, &BTreeSet::new());
+        let chosen = picker.pick(read::place_of(shard, key), request_id, &candidates)?;
+        let left_out = servers.len() - candidates.len();
+        let mut why = picker.describe(candidates.len());
+        if left_out > 0 {
+            why.push_str(&format!("; {left_out} of {} look worse and are not asked", servers.len()));
+        }
+        Some((routes.map().servers.get(&chosen)?.name.clone(), why.into()))
+    }
+
     /// How many messages to the server are not answered yet.
-    fn load_count(&self, server: ServerId) -> u32 {
+    pub(crate) fn load_count(&self, server: ServerId) -> u32 {
         self.load_counts.get(&server).copied().unwrap_or(0)
     }
 
@@ -393,7 +413,14 @@ impl Router {
                 Ok(Job::Write(write))
             }
             Request::PickServer { request_id } => Ok(Job::Pick(pick::Pick::new(routes, request_id)?)),
-            Request::Init { .. } | Request::Status { .. } | Request::Add { .. } | Request::Remove { .. } | Request::Primary { .. } => {
+            Request::Init { .. }
+            | Request::Status { .. }
+            | Request::Add { .. }
+            | Request::Remove { .. }
+            | Request::Move { .. }
+            | Request::Drain { .. }
+            | Request::Explain(_)
+            | Request::Primary { .. } => {
                 panic!("not a request of the data path: {request:?}")
             }
         }
@@ -526,6 +553,11 @@ impl Router {
         out.push(BalancerEffect::Send { to: server, message: Message::ToServer(message(tag)) });
     }
 
+    /// The request that an exchange is a part of.
+    pub(crate) fn request_of(&self, tag: Tag) -> Option<Token> {
+        self.tags.get(&tag.number).map(|copy| copy.token)
+    }
+
     /// The request that an answer is for, taken out, and the leg. Only the server that was asked can answer, and once.
     fn answered(&mut self, from: ServerId, tag: Tag) -> Option<(Token, Pending, usize)> {
         let copy = *self.tags.get(&tag.number)?;
@@ -581,20 +613,24 @@ impl Router {
         }
     }
 
-    /// The best of these servers that was not tried in this turn: of those that look best, the policy's choice. Servers that are down only
-    /// if all are.
+    /// The best of these servers that was not tried in this turn: of those that look best, the policy's choice.
     fn choose(&mut self, servers: &[ServerId], tried: &BTreeSet<ServerId>, hash: u64, request_id: u64) -> Option<ServerId> {
+        let candidates = self.candidates(servers, tried);
+        self.picker.pick(hash, request_id, &candidates)
+    }
+
+    /// Those of the servers that were not tried and look best. Servers that are down only if all are.
+    fn candidates(&self, servers: &[ServerId], tried: &BTreeSet<ServerId>) -> Vec<Candidate> {
         let worst = if servers.iter().any(|server| self.rank(*server) < DOWN_RANK) { DOWN_RANK - 1 } else { DOWN_RANK };
         let untried = || servers.iter().copied().filter(|server| !tried.contains(server) && self.rank(*server) <= worst);
-        let best = untried().map(|server| self.rank(server)).min()?;
+        let Some(best) = untried().map(|server| self.rank(server)).min() else { return Vec::new() };
         let number = |server: ServerId| {
             self.routes.as_ref().and_then(|routes| routes.map().servers.get(&server)).map_or(server.0, |record| record.number)
         };
-        let candidates: Vec<Candidate> = untried()
+        untried()
             .filter(|server| self.rank(*server) == best)
             .map(|server| Candidate { server, number: number(server), load_count: self.load_count(server) })
-            .collect();
-        self.picker.pick(hash, request_id, &candidates)
+            .collect()
     }
 
     /// A message that cannot be right is dropped and told, not trusted.

@@ -35,7 +35,7 @@ pub(crate) fn status(
         })
         .collect();
     let shards = map.shards.iter().map(|(id, record)| (*id, shard(map, *id, record, observed, drives, now))).collect();
-    Status { version, map: Arc::clone(map), servers, shards }
+    Status { version, map: Arc::clone(map), servers, shards, warnings: Vec::new() }
 }
 
 fn shard(map: &ClusterMap, id: ShardId, record: &ShardRecord, observed: &Observed, drives: &Drives, now: Instant) -> ShardStatus {

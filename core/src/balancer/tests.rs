@@ -4,4 +4,5 @@ mod admins;
 mod life;
 mod provisioning;
 mod register;
+mod relocations;
 mod world;

@@ -1,15 +1,23 @@
 //! Administrative requests on their way: each waits for a map that was read after it came, wishes its change into the next map, and is
 //! answered when what it waits for is seen. What the wishes are is in [`admin`].
 
-use super::{BalancerMachine, admin, admin::Goal, status};
+use super::{BalancerMachine, admin, admin::Goal, explain, relocate, status};
 use crate::{
     effect::BalancerEffect,
-    id::Token,
+    id::{ShardId, Token},
     map::ClusterMap,
-    request::{Reply, Request, RequestError},
+    request::{Reply, Request, RequestError, Subject},
     time::Instant,
 };
 use std::sync::Arc;
+
+/// The shard that is asked about.
+fn subject_of(map: &ClusterMap, subject: &Subject) -> Option<ShardId> {
+    match subject {
+        Subject::Key(key) => map.shards.iter().find(|(_, record)| record.range().contains(*key)).map(|(id, _)| *id),
+        Subject::Shard(name) => map.shard_named(name),
+    }
+}
 
 /// An administrative request that waits.
 #[derive(Clone, Debug)]
@@ -32,7 +40,13 @@ impl BalancerMachine {
             Request::Status { fresh } => *fresh,
             // What is known shows how things stand; that something is not there only a newer map shows.
             Request::Primary { shard, change: false } => self.known.as_ref().is_none_or(|(_, map)| map.shard_named(shard).is_none()),
-            Request::Init { .. } | Request::Add { .. } | Request::Remove { .. } | Request::Primary { change: true, .. } => true,
+            Request::Explain(subject) => self.known.as_ref().is_none_or(|(_, map)| subject_of(map, subject).is_none()),
+            Request::Init { .. }
+            | Request::Add { .. }
+            | Request::Remove { .. }
+            | Request::Move { .. }
+            | Request::Drain { .. }
+            | Request::Primary { change: true, .. } => true,
             Request::Read { .. } | Request::ReadServer { .. } | Request::Write { .. } | Request::PickServer { .. } => false,
         }
     }
@@ -50,12 +64,18 @@ impl BalancerMachine {
                     (None, Request::Status { .. }) => {
                         let requests = self.router.request_counts();
                         let after = self.config.replace_after;
-                        Some(Reply::Status(Box::new(status::status(*version, map, &self.observed, &self.drives, requests, after, now))))
+                        let mut status = status::status(*version, map, &self.observed, &self.drives, requests, after, now);
+                        if self.register_failures > 0 {
+                            let words = "the metadata register does not answer: nothing is changed or repaired until it does";
+                            status.warnings.push(words.into());
+                        }
+                        Some(Reply::Status(Box::new(status)))
                     }
                     (None, Request::Primary { shard, change: false }) => Some(match map.shard_named(shard) {
                         Some(id) => admin::primary_reply(map, id, admin::primary_server(map, &self.observed, id, now)),
                         None => Reply::Failed(RequestError::NoSuchShard(shard.clone())),
                     }),
+                    (None, Request::Explain(subject)) => Some(self.explain(map, subject, now)),
                     (None, _) => None,
                 };
             }
@@ -126,6 +146,25 @@ impl BalancerMachine {
         }
     }
 
+    /// Why a shard stands as it does.
+    fn explain(&self, map: &ClusterMap, subject: &Subject, now: Instant) -> Reply {
+        let replace_after = self.config.replace_after;
+        let seen = explain::Seen { observed: &self.observed, drives: &self.drives, replace_after, now };
+        let shard = subject_of(map, subject);
+        let explained = shard.and_then(|shard| explain::explain(map, shard, &seen, |server| self.router.load_count(server)));
+        match (shard, explained) {
+            (Some(shard), Some(mut explanation)) => {
+                let key = if let Subject::Key(key) = subject { *key } else { explanation.range.low };
+                explanation.read = self.router.explain_read(shard, key);
+                Reply::Explained(Box::new(explanation))
+            }
+            _ => Reply::Failed(match subject {
+                Subject::Key(key) => RequestError::OutOfRange(*key),
+                Subject::Shard(name) => RequestError::NoSuchShard(name.clone()),
+            }),
+        }
+    }
+
     /// The map that an administrative request wants; `None` if it wants nothing of the map.
     fn wish(&self, map: &ClusterMap, request: &Request, now: Instant) -> Option<Result<(ClusterMap, Goal), RequestError>> {
         match request {
@@ -147,7 +186,10 @@ impl BalancerMachine {
                 Some(id) => admin::move_primary(map, id, &self.observed, now),
                 None => Err(RequestError::NoSuchShard(shard.clone())),
             }),
+            Request::Move { shard, from, to } => Some(relocate::move_replica(map, (shard, from, to), &self.observed, now)),
+            Request::Drain { server } => Some(relocate::drain(map, server, &self.observed, now)),
             Request::Status { .. }
+            | Request::Explain(_)
             | Request::Primary { change: false, .. }
             | Request::Read { .. }
             | Request::ReadServer { .. }

@@ -174,6 +174,8 @@ impl Recorder {
             | Reply::ServerRows { .. }
             | Reply::Written(_)
             | Reply::Primary { .. }
+            | Reply::Relocated { .. }
+            | Reply::Explained(_)
             | Reply::Server { .. } => Told::Done,
         };
         if open.maybe_applied && asked.told == Told::Failed {
@@ -206,6 +208,9 @@ impl Recorder {
                 | Request::Remove { .. }
                 | Request::ReadServer { .. }
                 | Request::Primary { .. }
+                | Request::Move { .. }
+                | Request::Drain { .. }
+                | Request::Explain(_)
                 | Request::PickServer { .. },
                 _,
             ) => Ok(()),

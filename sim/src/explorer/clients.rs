@@ -10,7 +10,6 @@ use crate::{
     faults::Place,
     keyed::{Keyed, Purpose, fold},
     plan::{Action, Level, Plan, PlannedOperation},
-    staging::ClosedLoop,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use twinshard_core::{
@@ -25,6 +24,7 @@ use twinshard_core::{
 use twinshard_scenarios::{
     history::{History, Kind, OperationId, Recorder, VALUE_COLUMN},
     scenario,
+    workload::ClosedLoop,
 };
 
 /// How long past its own deadline an answer of a balancer may still be on its way.
@@ -423,11 +423,14 @@ impl World {
             Reply::Failed(error) if error.applied() == Applied::No => running.denied = true,
             Reply::Failed(_) => running.ambiguous = true,
             Reply::Added { .. } | Reply::Removed { .. } | Reply::Primary { .. } => self.checks.coverage.hit(Sometimes::AdminDone),
+            Reply::Relocated { moves } if moves.is_empty() => {}
+            Reply::Relocated { .. } => self.checks.coverage.hit(Sometimes::Relocated),
             Reply::Initialised
             | Reply::Status(_)
             | Reply::Rows(_)
             | Reply::ServerRows { .. }
             | Reply::Written(_)
+            | Reply::Explained(_)
             | Reply::Server { .. } => {}
         }
         self.checks.coverage.hit(Sometimes::ClientsAnswered);
@@ -551,6 +554,8 @@ impl World {
             | Reply::Added { .. }
             | Reply::Removed { .. }
             | Reply::Primary { .. }
+            | Reply::Relocated { .. }
+            | Reply::Explained(_)
             | Reply::Server { .. }
             | Reply::Failed(_) => {}
         }

@@ -98,6 +98,8 @@ coverage! {
     ClientsRetried = "clients that came again",
     /// A change of servers was done.
     AdminDone = "changes of servers done",
+    /// Replicas were moved for an operator.
+    Relocated = "replicas moved for operators",
     /// A server was spawned or respawned.
     Spawned = "servers spawned",
     /// A balancer took control.

@@ -18,7 +18,6 @@ use crate::{
     faults::{Fault, Place},
     keyed::{Draw, Keyed},
     plan::Plan,
-    staging::ClosedLoop,
     trace::{Trace, TraceHash},
 };
 use core::fmt::Write as _;
@@ -38,7 +37,7 @@ use twinshard_core::{
     storage::StoreCommand,
     time::{Duration, Instant},
 };
-use twinshard_scenarios::timeline::Names;
+use twinshard_scenarios::{timeline::Names, workload::ClosedLoop};
 
 mod balancers;
 mod servers;

@@ -175,6 +175,11 @@ fn is_page_of(range: KeyRange, limit: u32, rows: &[StoredRow], more: bool) -> bo
         && rows.last().map_or(!more, |last| last.row.key <= range.high)
 }
 
+/// Where a read of the shard from this key on stands on the ring.
+pub(super) fn place_of(shard: ShardId, low: Key) -> u64 {
+    mix(&[shard.0, low.0.cast_unsigned()])
+}
+
 impl Router {
     /// Takes what has come into the answer and asks further shards; the reply if that was all.
     pub(super) fn gather(&mut self, token: Token, pending: &mut Pending, out: &mut Vec<BalancerEffect>) -> Option<Reply> {
@@ -216,7 +221,7 @@ impl Router {
         let Some(serving) = self.routes.as_ref().and_then(|routes| routes.serving(part.shard)) else { return };
         let (epoch, members) = (serving.epoch, serving.members.clone());
         let servers: Vec<ServerId> = members.iter().map(|member| member.server).collect();
-        let hash = mix(&[part.shard.0, part.range.low.0.cast_unsigned()]);
+        let hash = place_of(part.shard, part.range.low);
         let request_id = self.picker.request_id();
         let mut chosen = self.choose(&servers, &leg.tried, hash, request_id);
         if chosen.is_none() {

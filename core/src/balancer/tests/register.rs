@@ -161,9 +161,16 @@ fn register_that_is_away_is_asked_ever_less_often_and_found_again() {
     let asked = world.operations(A).len();
     assert!((15..60).contains(&asked), "asked {asked} times in a minute");
     assert!(world.provisions(A).is_empty() && world.notes(A).is_empty());
+    let warnings = |world: &mut World| {
+        let asked = world.ask(A, Request::Status { fresh: false });
+        let [Reply::Status(status)] = &world.replies(asked)[..] else { panic!() };
+        status.warnings.len()
+    };
+    assert_eq!(warnings(&mut world), 1, "people are told");
     let before = world.version;
     world.down = false;
     world.run(3_200);
+    assert_eq!(warnings(&mut world), 0);
     assert!(world.version > before, "it beats again");
     // And is as quick as ever at the next time.
     world.forget();
