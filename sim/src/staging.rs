@@ -19,7 +19,7 @@ use twinshard_core::{
 use twinshard_scenarios::{
     report::{AdminEvent, FaultEvent, RunResult, WorldCheck},
     scenario::{Direction, FaultKind, Scenario, Target},
-    workload::Workload,
+    workload::{ClosedLoop, Workload},
 };
 
 /// When the load begins: a cluster that nothing disturbs is set up by then.
@@ -30,25 +30,6 @@ const HEAL_WITHIN: Duration = Duration::from_millis(30_000);
 pub(crate) const ADMIN_FROM: u32 = 900_000;
 /// How long the operator waits (API.md).
 pub(crate) const ADMIN_TIMEOUT: Duration = Duration::from_millis(120_000);
-
-/// A closed loop: each client asks again when it was answered.
-#[derive(Clone, Debug)]
-pub struct ClosedLoop {
-    /// What is asked.
-    pub workload: Workload,
-    /// How many clients.
-    pub clients: u32,
-    /// How long a client thinks.
-    pub think: Duration,
-    /// How long it waits for an answer.
-    pub timeout: Duration,
-    /// How often it comes again when the outcome is not known.
-    pub retries: u32,
-    /// When the load begins.
-    pub from: Instant,
-    /// When it ends.
-    pub until: Instant,
-}
 
 /// A plan, and what each of its windows is in the scenario.
 pub(crate) struct Staged {

@@ -7,11 +7,8 @@ compile_error!(
      `select!` is random and a panic in a spawned task passes unnoticed"
 );
 
-pub mod client;
-mod clients;
 pub mod engine;
 pub mod flaw;
 pub mod net;
 pub mod swarm;
-pub mod wire;
 mod world;

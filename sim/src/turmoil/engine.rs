@@ -2,16 +2,15 @@
 //! windows. What turmoil cannot do (pauses, single messages lost or doubled) is refused, never left out.
 
 use super::{
-    clients::{Clients, END_TIMEOUT, Ended},
     flaw::Flaw,
-    world::{Ask, Command, Shared, balancer_host, server_host},
+    world::{self, Ask, Command, Shared, balancer_host, server_host},
 };
 use crate::{
     faults::{Fault, Place, RegisterFault, Window, is_cut},
     keyed::Purpose,
     panics,
     plan::Plan,
-    staging::{self, ClosedLoop, LOAD_FROM, Staged},
+    staging::{self, LOAD_FROM, Staged},
     trace::TraceHash,
 };
 use std::{
@@ -25,12 +24,12 @@ use std::{
 use thiserror::Error;
 use tokio::sync::oneshot;
 use turmoil::{Builder, Sim};
+use twinshard::story::{Clients, Ended, Script};
 use twinshard_core::{balancer::BalancerConfig, id::ServerId, map::Address, time};
 use twinshard_scenarios::{
     history::History,
-    report::{AdminEvent, FaultEvent, RunResult, WorldCheck},
-    scenario::{self, Scenario},
-    workload::Workload,
+    report::{FaultEvent, RunResult, WorldCheck},
+    scenario::Scenario,
 };
 
 /// The host of all clients.
@@ -69,15 +68,14 @@ pub fn play(scenario: &Scenario, seed: u64, reproduce: String) -> Result<Played,
 /// # Errors
 /// It has a fault that turmoil cannot do.
 pub fn play_with(scenario: &Scenario, seed: u64, reproduce: String, flaw: Option<Flaw>) -> Result<Played, Unsupported> {
-    let Staged { plan, closed, origins } = staging::stage(scenario, seed);
+    let Staged { plan, origins, .. } = staging::stage(scenario, seed);
     plan.faults.iter().try_for_each(|window| supported(&window.fault))?;
-    let workload = Workload::new(scenario, seed);
     let balancer_count = plan.topology.balancer_count.max(1);
     let shared = Shared::new(seed, balancer_count, plan.topology.write_quorum, flaw).map_err(|error| Unsupported(error.to_string()))?;
     let _ending = panics::Watch::ending(reproduce.clone());
     let mut engine = Engine::new(&plan, shared.clone(), seed);
-    let ended = engine.run(&plan, closed, &workload);
-    let Engine { sim, struck, told, .. } = engine;
+    let ended = engine.run(&plan, Script::new(scenario, seed, LOAD_FROM));
+    let Engine { sim, struck, .. } = engine;
     let ended_ns = u64::try_from(sim.elapsed().as_nanos()).unwrap_or(u64::MAX);
     drop(sim);
     let mut state = shared.state();
@@ -85,7 +83,7 @@ pub fn play_with(scenario: &Scenario, seed: u64, reproduce: String, flaw: Option
     for (window, at, places) in struck {
         let place = origins[window];
         let names = places.iter().map(|place| match place {
-            Place::Server(id) => state.names.server(*id),
+            Place::Server(id) => state.record.names.server(*id),
             other => other.to_string(),
         });
         match faults.iter_mut().find(|event| event.place == place) {
@@ -94,7 +92,6 @@ pub fn play_with(scenario: &Scenario, seed: u64, reproduce: String, flaw: Option
         }
     }
     faults.iter_mut().for_each(|event| event.struck.dedup());
-    let admin = told.lock().map(|told| told.values().cloned().collect()).unwrap_or_default();
     let (ended, fatal) = match ended {
         Ok(ended) => (ended, Vec::new()),
         Err(text) => (Ended::default(), vec![text]),
@@ -103,11 +100,11 @@ pub fn play_with(scenario: &Scenario, seed: u64, reproduce: String, flaw: Option
     let answers = state.trace.events();
     let world_checks = vec![
         check("the simulation", "events", answers, fatal),
-        check("answers", "answers", state.answer_count, core::mem::take(&mut state.breaches)),
+        check("answers", "answers", state.record.answer_count, core::mem::take(&mut state.record.breaches)),
         check("coming back after the last fault", "shards", ended.shards, ended.failures),
         check("replicas equal", "replicas", ended.compared, ended.unequal),
     ];
-    let history: History = core::mem::take(&mut state.recorder).into_history();
+    let history: History = core::mem::take(&mut state.record.recorder).into_history();
     let run = RunResult {
         scenario: scenario.clone(),
         engine: "turmoil".to_owned(),
@@ -115,10 +112,10 @@ pub fn play_with(scenario: &Scenario, seed: u64, reproduce: String, flaw: Option
         load_from_ns: LOAD_FROM.0,
         ended_ns,
         history,
-        names: state.names.clone(),
+        names: state.record.names.clone(),
         notes: core::mem::take(&mut state.notes),
         faults,
-        admin,
+        admin: state.record.told.values().cloned().collect(),
         world_checks,
         reproduce,
     };
@@ -167,7 +164,6 @@ struct Engine {
     commands: u64,
     failed_starts: BTreeMap<usize, u32>,
     struck: Vec<(usize, u64, Vec<Place>)>,
-    told: Arc<std::sync::Mutex<BTreeMap<u32, AdminEvent>>>,
     shard_names: Vec<Box<str>>,
     start_max: u64,
 }
@@ -207,7 +203,6 @@ impl Engine {
             commands: 0,
             failed_starts: BTreeMap::new(),
             struck: Vec::new(),
-            told: Arc::default(),
             shard_names: plan.topology.shards.iter().map(|shard| shard.name.clone()).collect(),
             start_max: plan.topology.storage.start_max.0.max(1_000_001),
         }
@@ -218,17 +213,11 @@ impl Engine {
     }
 
     /// Steps to the end. The error is what broke the simulation itself: a deadline.
-    fn run(&mut self, plan: &Plan, closed: Option<ClosedLoop>, workload: &Workload) -> Result<Ended, String> {
+    fn run(&mut self, plan: &Plan, script: Script) -> Result<Ended, String> {
         let (done, mut ended) = oneshot::channel();
         let healed = Arc::new(AtomicBool::new(false));
-        let clients = Clients {
-            shared: self.shared.clone(),
-            schema: Arc::new(scenario::schema()),
-            balancer_count: plan.topology.balancer_count.max(1),
-            told: Arc::clone(&self.told),
-            patience_ends: plan.heal_at.0 + nanos(END_TIMEOUT),
-        };
-        let story = clients.story(plan.clone(), closed, workload.clone(), Arc::clone(&healed));
+        let world = world::Clients::new(self.shared.clone(), plan.topology.balancer_count.max(1));
+        let story = Clients::new(world).story(script, Arc::clone(&healed));
         self.sim.client(CLIENTS, async move {
             let ended = story.await;
             let _ = done.send(ended);

@@ -26,6 +26,7 @@ use twinshard::{
     register::{Register, RegisterError, redb::RedbRegister},
     secret::Secret,
     store,
+    story::{Record, World, exchange::Answer},
 };
 use twinshard_core::{
     balancer::BalancerConfig,
@@ -36,7 +37,6 @@ use twinshard_core::{
     server::{ServerConfig, ServerSettings},
     time::Instant,
 };
-use twinshard_scenarios::{history::Recorder, timeline::Names};
 
 /// The cluster of every run.
 const CLUSTER: ClusterId = ClusterId(0x7457_494e);
@@ -119,14 +119,9 @@ pub(super) struct State {
     /// The newest map that stands in the register.
     pub(super) map: Arc<ClusterMap>,
     pub(super) balancer_ids: BTreeMap<BalancerId, usize>,
-    pub(super) names: Names,
-    pub(super) recorder: Recorder,
+    pub(super) record: Record,
     pub(super) notes: Vec<(u64, Note)>,
     pub(super) trace: Trace,
-    /// How many answers clients got.
-    pub(super) answer_count: u64,
-    /// What no cluster may do, in words.
-    pub(super) breaches: Vec<String>,
     flaw: Option<Flaw>,
 }
 
@@ -161,12 +156,9 @@ impl Shared {
             register_down: false,
             slow: BTreeMap::new(),
             balancer_ids: BTreeMap::new(),
-            names: Names::default(),
-            recorder: Recorder::default(),
+            record: Record::default(),
             notes: Vec::new(),
             trace: Trace::new(false),
-            answer_count: 0,
-            breaches: Vec::new(),
             flaw,
         };
         Ok(Self(Arc::new(Mutex::new(state))))
@@ -308,8 +300,8 @@ impl Shared {
 
     fn learn(&self, map: &ClusterMap) {
         let mut state = self.state();
-        state.names.learn(map);
-        state.recorder.learn(map);
+        state.record.names.learn(map);
+        state.record.recorder.learn(map);
         state.map = Arc::new(map.clone());
     }
 
@@ -317,6 +309,56 @@ impl Shared {
     pub(super) fn address(server: ServerId) -> Address {
         let host = server_host(server);
         Address { http: format!("{host}:{HTTP_PORT}").into(), peer: format!("{host}:{PEER_PORT}").into() }
+    }
+}
+
+/// What clients on a host of the simulation see.
+#[derive(Clone)]
+pub(super) struct Clients {
+    shared: Shared,
+    balancer_count: usize,
+}
+
+impl Clients {
+    pub(super) const fn new(shared: Shared, balancer_count: usize) -> Self {
+        Self { shared, balancer_count }
+    }
+}
+
+impl World for Clients {
+    type Network = TurmoilNetwork;
+
+    fn network(&self) -> &TurmoilNetwork {
+        &TurmoilNetwork
+    }
+
+    fn now_ns(&self) -> u64 {
+        now()
+    }
+
+    fn balancer(&self, number: usize) -> String {
+        balancer_address(number % self.balancer_count)
+    }
+
+    fn heard(&self, answer: &Answer) {
+        self.shared.trace(1, &format!("{answer:?}"));
+    }
+
+    fn with<T>(&self, work: impl FnOnce(&mut Record) -> T) -> T {
+        work(&mut self.shared.state().record)
+    }
+
+    fn inventory(&self) -> (Vec<String>, Vec<String>) {
+        let map = Arc::clone(&self.shared.state().map);
+        let servers = map.servers.values().map(|record| record.name.to_string());
+        (servers.collect(), map.shards.values().map(|record| record.name.to_string()).collect())
+    }
+
+    fn missing(&self) -> String {
+        let map = Arc::clone(&self.shared.state().map);
+        let shards: Vec<String> =
+            map.shards.values().map(|shard| format!("{} is {:?}, pending {:?}", shard.name, shard.current, shard.pending)).collect();
+        shards.join("; ")
     }
 }
 

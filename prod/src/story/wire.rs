@@ -87,6 +87,8 @@ pub fn call(schema: &Schema, request: &Request) -> Option<Call> {
             let method = if *change { Method::POST } else { Method::GET };
             plain(method, "/primary_elect", json!({ "shard": shard }))
         }
+        Request::Move { shard, from, to } => plain(Method::POST, "/move", json!({ "shard": shard, "from": from, "to": to })),
+        Request::Drain { server } => plain(Method::POST, "/drain", json!({ "server": server })),
         Request::Read { range, limit, consistency } => {
             let mut body = json!({ "limit": limit, "versions": true });
             body[schema.key_name()] = json!({ "low": range.low.0, "high": range.high.0 });
@@ -106,6 +108,7 @@ pub fn call(schema: &Schema, request: &Request) -> Option<Call> {
         | Request::Add { strict: false, .. }
         | Request::Remove { capped: true, .. }
         | Request::ReadServer { .. }
+        | Request::Explain(_)
         | Request::PickServer { .. } => return None,
     })
 }
@@ -261,7 +264,15 @@ fn success(schema: &Schema, request: &Request, seen: &BTreeMap<ShardId, LogIndex
             let server = json.get("primary_server")?.as_str().map(Into::into);
             Reply::Primary { server, epoch: Epoch(json.get("epoch")?.as_u64()?) }
         }
-        Request::Status { .. } | Request::ReadServer { .. } | Request::PickServer { .. } => return None,
+        Request::Move { shard, to, .. } => {
+            json.get("message")?.as_str()?;
+            Reply::Relocated { moves: vec![(shard.clone(), to.clone())] }
+        }
+        Request::Drain { .. } => {
+            let moved = |json: &Json| Some((json.get("shard")?.as_str()?.into(), json.get("to")?.as_str()?.into()));
+            Reply::Relocated { moves: json.get("moves")?.as_array()?.iter().map(moved).collect::<Option<_>>()? }
+        }
+        Request::Status { .. } | Request::ReadServer { .. } | Request::Explain(_) | Request::PickServer { .. } => return None,
     })
 }
 

@@ -1,10 +1,11 @@
-//! An HTTP client over the simulated network: one exchange on a connection of its own, with a deadline. A lost segment wedges its stream
-//! for ever (turmoil sends nothing again), so no connection outlives a request.
+//! An HTTP client over any network: one exchange on a connection of its own, with a deadline. A lost segment wedges its stream for ever in
+//! turmoil, which sends nothing again, so no connection outlives a request.
 
 use super::{
-    net::TurmoilNetwork,
+    World,
     wire::{self, Answered, SESSION},
 };
+use crate::net::Network;
 use bytes::Bytes;
 use http::{Request as HttpRequest, Response, header};
 use http_body_util::{BodyExt, Full};
@@ -12,7 +13,6 @@ use hyper::{body::Incoming, client::conn::http1};
 use hyper_util::rt::TokioIo;
 use std::{future::pending, time::Duration};
 use tokio::time::timeout;
-use twinshard::net::Network;
 use twinshard_core::{request::Request, schema::Schema};
 
 /// What came of a request.
@@ -40,11 +40,11 @@ pub struct Exchange {
 }
 
 /// Asks a balancer.
-pub async fn ask(address: &str, schema: &Schema, request: &Request, within: Duration) -> Answer {
+pub async fn ask(world: &impl World, address: &str, schema: &Schema, request: &Request, within: Duration) -> Answer {
     let Some(call) = wire::call(schema, request) else {
         return Answer::Breach(format!("HTTP cannot say {request:?}"));
     };
-    match exchange(address, &call, within).await {
+    match exchange(world, address, &call, within).await {
         Ok(Exchange { status, session, body }) => match wire::answered(schema, request, status, session.as_deref(), &body) {
             Ok(answered) => Answer::Reply(Box::new(answered)),
             Err(text) => Answer::Breach(text),
@@ -58,17 +58,17 @@ pub async fn ask(address: &str, schema: &Schema, request: &Request, within: Dura
 ///
 /// # Errors
 /// No whole answer came in time.
-pub async fn exchange(address: &str, call: &wire::Call, within: Duration) -> Result<Exchange, bool> {
+pub async fn exchange(world: &impl World, address: &str, call: &wire::Call, within: Duration) -> Result<Exchange, bool> {
     let mut sent = false;
-    let done = timeout(within, carry(address, call, &mut sent)).await;
+    let done = timeout(within, carry(world, address, call, &mut sent)).await;
     match done {
         Ok(Some(exchange)) => Ok(exchange),
         Ok(None) | Err(_) => Err(sent),
     }
 }
 
-async fn carry(address: &str, call: &wire::Call, sent: &mut bool) -> Option<Exchange> {
-    let stream = TurmoilNetwork.connect(address).await.ok()?;
+async fn carry(world: &impl World, address: &str, call: &wire::Call, sent: &mut bool) -> Option<Exchange> {
+    let stream = world.network().connect(address).await.ok()?;
     let (mut sender, connection) = http1::handshake::<_, Full<Bytes>>(TokioIo::new(stream)).await.ok()?;
     let body = if call.body.is_null() { Bytes::new() } else { Bytes::from(call.body.to_string()) };
     let mut request = HttpRequest::builder()
@@ -82,6 +82,9 @@ async fn carry(address: &str, call: &wire::Call, sent: &mut bool) -> Option<Exch
     }
     if let Some(session) = &call.session {
         request = request.header(SESSION, session);
+    }
+    if let Some(authorization) = world.authorization() {
+        request = request.header(header::AUTHORIZATION, authorization);
     }
     let request = request.body(Full::new(body)).ok()?;
     *sent = true;
