@@ -357,7 +357,7 @@ mod tests {
 
     fn services(disk: &MemoryDisk) -> Services {
         let settings =
-            ProcessSettings { program: "/nowhere/twinshard".into(), dir: "/nowhere".into(), cluster: ClusterId(7), tokens: None };
+            ProcessSettings { program: "/nowhere/twinshard".into(), dir: "/nowhere".into(), cluster: ClusterId(7), serving: vec![] };
         let register = RedbRegister::open_on(disk, &ClusterMap { cluster: ClusterId(7), ..ClusterMap::default() }).unwrap();
         Services { provisioner: Arc::new(ProcessProvisioner::new(settings)), register: Arc::new(Mutex::new(register)) }
     }

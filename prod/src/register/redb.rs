@@ -1,6 +1,6 @@
 //! The register in a redb file: for one balancer. Durable, atomic, and checked: version and map stand in one value with a checksum.
 
-use super::{Register, RegisterError};
+use super::{Register, RegisterError, check_cluster, decode, encode};
 use crate::disk::{
     Disk,
     embedded::{Embedded, Fault, RedbFile, guarded},
@@ -22,8 +22,6 @@ const TABLE: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("regis
 const REGISTER_FILE: &str = "register";
 /// Its name while it is made.
 const NEW_FILE: &str = "register.new";
-/// The format of the value.
-const FORMAT: u32 = 1;
 
 /// A register in a file.
 pub struct RedbRegister {
@@ -97,9 +95,7 @@ impl RedbRegister {
     fn with(backend: impl redb::StorageBackend, initial: &ClusterMap) -> Result<Self, RegisterError> {
         let mut register = existing(backend)?;
         let (_, map) = register.read()?;
-        if map.cluster != initial.cluster {
-            return Err(RegisterError::Failed(format!("it belongs to the cluster {}, not to {}", map.cluster, initial.cluster)));
-        }
+        check_cluster(&map, initial.cluster)?;
         Ok(register)
     }
 }
@@ -128,9 +124,7 @@ fn make(backend: impl redb::StorageBackend, version: MapVersion, initial: &Clust
 }
 
 fn put(transaction: &redb::WriteTransaction, version: MapVersion, map: &ClusterMap) -> Result<(), RegisterError> {
-    let mut value = postcard::to_extend(&(FORMAT, version, map), vec![0; 4]).map_err(|error| RegisterError::Failed(error.to_string()))?;
-    let sum = crc32c::crc32c(&value[4..]);
-    value[..4].copy_from_slice(&sum.to_le_bytes());
+    let value = encode(version, map)?;
     transaction.open_table(TABLE).map_err(failed)?.insert("map", value.as_slice()).map_err(failed)?;
     Ok(())
 }
@@ -138,16 +132,7 @@ fn put(transaction: &redb::WriteTransaction, version: MapVersion, map: &ClusterM
 fn get(table: &impl ReadableTable<&'static str, &'static [u8]>) -> Result<(MapVersion, ClusterMap), RegisterError> {
     let damaged = || RegisterError::Damaged("the map does not verify".to_owned());
     let value = table.get("map").map_err(failed)?.ok_or_else(damaged)?;
-    let (sum, bytes) = value.value().split_first_chunk::<4>().ok_or_else(damaged)?;
-    if crc32c::crc32c(bytes).to_le_bytes() != *sum {
-        return Err(damaged());
-    }
-    // The format stands first, so that another is told from damage.
-    let (format, rest) = postcard::take_from_bytes::<u32>(bytes).map_err(|_| damaged())?;
-    if format != FORMAT {
-        return Err(RegisterError::Failed(format!("it has format {format}, this program reads {FORMAT}")));
-    }
-    postcard::from_bytes(rest).map_err(|_| damaged())
+    decode(value.value())
 }
 
 impl Register for RedbRegister {

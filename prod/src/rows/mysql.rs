@@ -4,7 +4,6 @@
 //! A database that is down is [`StoreAnswer::Unavailable`], one that lost what it had is [`StoreAnswer::Lost`]. Every command may be
 //! repeated after it failed half-way.
 
-mod connection;
 mod control;
 mod layout;
 #[cfg(test)]
@@ -12,15 +11,19 @@ pub(crate) mod tests;
 mod view;
 
 use super::{RecoverRows, RowStore, StoreError};
-use crate::{handle::MapWatch, log::file::Identity};
-use connection::{Database, Fuse, Link, Trouble};
+use crate::{
+    handle::MapWatch,
+    log::file::Identity,
+    mysql::{
+        MysqlSettings,
+        connection::{Database, Fuse, Link, Trouble},
+    },
+};
 use control::{Control, Databases, Listed, Use};
 use layout::Place;
-use sqlx::mysql::MySqlConnectOptions;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
-    str::FromStr,
     sync::Arc,
     time::Duration,
 };
@@ -38,57 +41,6 @@ pub const PREFIX: &str = "twinshard";
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
 /// The same for what makes or drops a database, or reads a whole view. A guess.
 const LONG_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// Where the database server is, and who we are to it.
-#[derive(Clone)]
-pub struct MysqlSettings {
-    options: MySqlConnectOptions,
-    prefix: String,
-    /// How long opening waits for a database that is down.
-    pub patience: Duration,
-}
-
-impl fmt::Debug for MysqlSettings {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Never the password.
-        f.debug_struct("MysqlSettings")
-            .field("host", &self.options.get_host())
-            .field("port", &self.options.get_port())
-            .finish_non_exhaustive()
-    }
-}
-
-impl MysqlSettings {
-    /// `url` is `mysql://user@host:port/`, without a password; an empty one is none.
-    ///
-    /// # Errors
-    /// Why the URL is not one.
-    pub fn new(url: &str, password: &str) -> Result<Self, String> {
-        let rest = url.strip_prefix("mysql://").ok_or("a database URL begins with mysql://")?;
-        let authority = rest.split('/').next().unwrap_or_default();
-        if authority.rsplit_once('@').is_some_and(|(user, _)| user.contains(':')) {
-            return Err("the password does not belong into the URL: give it in a file".to_owned());
-        }
-        let mut options = MySqlConnectOptions::from_str(url).map_err(|error| format!("not a database URL: {error}"))?;
-        if !password.is_empty() {
-            options = options.password(password);
-        }
-        Ok(Self { options, prefix: PREFIX.to_owned(), patience: Duration::ZERO })
-    }
-
-    /// Another name for the control database, so that several servers can share a database server.
-    ///
-    /// # Errors
-    /// Why it is not a name.
-    pub fn with_prefix(mut self, prefix: &str) -> Result<Self, String> {
-        let fits = (1..=20).contains(&prefix.len()) && prefix.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
-        if !fits {
-            return Err("the name of a control database has 1 to 20 lower-case letters, digits and '_'".to_owned());
-        }
-        prefix.clone_into(&mut self.prefix);
-        Ok(self)
-    }
-}
 
 /// What a new replica's tables are made after.
 #[derive(Clone, Debug)]
@@ -148,7 +100,7 @@ impl MysqlRows {
     fn open_with(settings: &MysqlSettings, identity: Identity, owner: OwnerNumber, shapes: Shapes, fuse: Fuse) -> Result<Self, StoreError> {
         let database = Database::new(settings.options.clone(), fuse)
             .map_err(|error| StoreError::Failed(format!("no runtime for the database: {error}")))?;
-        let control = Control { prefix: settings.prefix.clone(), identity, owner };
+        let control = Control { prefix: settings.database.clone(), identity, owner };
         let listed = Listed::default();
         let state = State { control, shapes, generation: 0, listed, places: BTreeMap::new(), snapshots: BTreeMap::new() };
         let mut rows = Self { database, state, patience: settings.patience, command_timeout: COMMAND_TIMEOUT };

@@ -4,12 +4,14 @@
 //! Making and dropping a database cannot be part of a transaction. So a database stands here before it is made, under a name that was
 //! never used before, and until it is dropped: `new` -> `view` or `stage` -> `dead`. What a crash left `new` or `dead` is dropped later.
 
-use super::{
-    connection::{Link, Trouble, is_missing, is_there_already, statement},
-    layout::{Place, quoted},
-    view,
+use super::{Shape, layout::Place, view};
+use crate::{
+    log::file::Identity,
+    mysql::{
+        connection::{Link, Trouble, is_missing, is_there_already, statement},
+        quoted,
+    },
 };
-use crate::{log::file::Identity, rows::mysql::Shape};
 use sqlx::Row as _;
 use std::collections::{BTreeMap, BTreeSet};
 use twinshard_core::{

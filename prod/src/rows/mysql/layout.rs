@@ -1,6 +1,9 @@
 //! How rows lie in a table: the user's columns as real columns, and beside them what SQL cannot say of a row. Never decides what is read.
 
-use super::connection::{Statement, Trouble};
+use crate::mysql::{
+    connection::{Statement, Trouble},
+    quoted,
+};
 use crate::rows::sealed;
 use sqlx::{Row as _, mysql::MySqlRow};
 use twinshard_core::{
@@ -19,11 +22,6 @@ const PARAMETERS_MAX: usize = 65_535;
 pub(super) const ROWS: &str = "shard_rows";
 /// The columns that are ours. No user's column has a '$'.
 const OURS: [&str; 5] = ["epoch$", "index$", "types$", "exact$", "sum$"];
-
-/// An identifier as it stands in a statement. The only way a name gets into one.
-pub(super) fn quoted(name: &str) -> String {
-    format!("`{}`", name.replace('`', "``"))
-}
 
 /// Where a replica's rows are kept.
 #[derive(Debug)]

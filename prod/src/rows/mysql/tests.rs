@@ -1,17 +1,13 @@
 //! The suite and what befalls a database, on a real MariaDB or MySQL. Without one (`make db` fetches it) these tests say so and pass.
 
-mod server;
-
-use super::{
-    connection::{Trouble, statement},
-    layout::quoted,
-    *,
+use super::*;
+use crate::{
+    conformance::{
+        Random,
+        rows::{IDENTITY, Part, Venue, check, random_work, schema},
+    },
+    mysql::{connection::statement, quoted, test_server::Server},
 };
-use crate::conformance::{
-    Random,
-    rows::{IDENTITY, Part, Venue, check, random_work, schema},
-};
-use server::Server;
 use sqlx::Row as _;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use twinshard_core::{
@@ -36,7 +32,7 @@ impl<'a> InDatabase<'a> {
     fn new(server: &'a Server) -> Self {
         static LAST: AtomicU64 = AtomicU64::new(0);
         let prefix = format!("t{}", LAST.fetch_add(1, Ordering::Relaxed));
-        let settings = server.settings().with_prefix(&prefix).expect("a name");
+        let settings = server.settings(&prefix);
         Self { server, settings, left: Arc::new(AtomicI64::new(FOREVER)) }
     }
 
@@ -68,14 +64,14 @@ impl<'a> InDatabase<'a> {
     }
 
     fn databases(&self) -> Vec<String> {
-        let prefix = &self.settings.prefix;
+        let prefix = &self.settings.database;
         let all = self.names("SHOW DATABASES");
         all.into_iter().filter(|name| name == prefix || name.starts_with(&format!("{prefix}_"))).collect()
     }
 
     /// The database that is the view of the replica.
     fn view(&self, replica: ReplicaId) -> String {
-        let control = quoted(&self.settings.prefix);
+        let control = quoted(&self.settings.database);
         let select = format!("SELECT name FROM {control}.replica_databases WHERE replica = {} AND used_as = 'view'", replica.0);
         self.names(&select).pop().expect("it has a view")
     }
@@ -311,18 +307,18 @@ fn a_name_is_quoted_so_that_it_ends_where_it_ends() {
 
 #[test]
 fn a_password_in_a_url_is_refused_and_none_is_shown() {
-    assert!(MysqlSettings::new("mysql://root:secret@localhost:3306/", "").is_err());
-    assert!(MysqlSettings::new("postgres://root@localhost/", "").is_err());
-    let settings = MysqlSettings::new("mysql://root@localhost:3306/", "secret").expect("fits");
+    assert!(MysqlSettings::new("mysql://root:secret@localhost:3306/", "", PREFIX).is_err());
+    assert!(MysqlSettings::new("postgres://root@localhost/", "", PREFIX).is_err());
+    let settings = MysqlSettings::new("mysql://root@localhost:3306/", "secret", PREFIX).expect("fits");
     assert!(!format!("{settings:?}").contains("secret"));
-    for prefix in ["", "Big", "a-b", "an_overlong_name_of_it"] {
-        assert!(settings.clone().with_prefix(prefix).is_err(), "{prefix}");
+    for name in ["", "Big", "a-b", "an_overlong_name_of_it"] {
+        assert!(MysqlSettings::new("mysql://root@localhost:3306/", "", name).is_err(), "{name}");
     }
 }
 
 #[test]
 fn a_database_that_nobody_answers_for_is_told_in_one_line() {
-    let mut settings = MysqlSettings::new("mysql://root@127.0.0.1:1/", "").expect("fits");
+    let mut settings = MysqlSettings::new("mysql://root@127.0.0.1:1/", "", PREFIX).expect("fits");
     settings.patience = Duration::from_millis(300);
     let error = MysqlRows::open(&settings, IDENTITY, OwnerNumber(1), Box::new(|_| None)).expect_err("nobody is there");
     let words = error.to_string();
@@ -335,6 +331,6 @@ fn a_store_of_another_is_told_by_its_name() {
     let mut venue = InDatabase::new(&server);
     drop(venue.open(IDENTITY, OwnerNumber(1)).expect("opens"));
     let error = venue.open(Identity { cluster: ClusterId(99), ..IDENTITY }, OwnerNumber(2)).expect_err("not ours");
-    assert!(error.to_string().contains(&format!("`{}`", venue.settings.prefix)), "{error}");
+    assert!(error.to_string().contains(&format!("`{}`", venue.settings.database)), "{error}");
     assert!(venue.server.is_running());
 }

@@ -1,10 +1,13 @@
 //! One view or stage: a database with the tables of a replica. Reads verify what they read; writes are part of the transaction that is open.
 
-use super::{
-    connection::{Link, Trouble, statement},
-    layout::{Place, ROWS, quoted},
+use super::layout::{Place, ROWS};
+use crate::{
+    mysql::{
+        connection::{Link, Statement, Trouble, statement},
+        quoted,
+    },
+    rows::sealed::{self, decode, encode, place},
 };
-use crate::rows::sealed::{self, decode, encode, place};
 use serde::Serialize;
 use sqlx::Row as _;
 use std::collections::BTreeMap;
@@ -191,13 +194,13 @@ async fn remove<I: Id + Copy>(link: &mut Link, table: String, column: &str, ids:
 
 /// What a table is keyed by.
 trait Id {
-    fn bind(&self, statement: super::connection::Statement) -> super::connection::Statement;
+    fn bind(&self, statement: Statement) -> Statement;
 
     fn place(&self, replica: ReplicaId) -> Vec<u8>;
 }
 
 impl Id for SessionId {
-    fn bind(&self, statement: super::connection::Statement) -> super::connection::Statement {
+    fn bind(&self, statement: Statement) -> Statement {
         statement.bind(self.0)
     }
 
@@ -207,7 +210,7 @@ impl Id for SessionId {
 }
 
 impl Id for &str {
-    fn bind(&self, statement: super::connection::Statement) -> super::connection::Statement {
+    fn bind(&self, statement: Statement) -> Statement {
         statement.bind(self.as_bytes().to_vec())
     }
 
@@ -217,7 +220,7 @@ impl Id for &str {
 }
 
 impl Id for Key {
-    fn bind(&self, statement: super::connection::Statement) -> super::connection::Statement {
+    fn bind(&self, statement: Statement) -> Statement {
         statement.bind(self.0)
     }
 

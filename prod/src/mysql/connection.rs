@@ -31,7 +31,7 @@ const STATEMENT_BYTES_MAX: usize = 8 << 20;
 
 /// Why a command could not be done.
 #[derive(Debug)]
-pub(super) enum Trouble {
+pub(crate) enum Trouble {
     /// The replica is lost.
     Lost(LostReason),
     /// The store is no longer ours.
@@ -62,12 +62,12 @@ fn number(error: &sqlx::Error) -> Option<u16> {
 }
 
 /// Whether there is such a database already.
-pub(super) fn is_there_already(error: &sqlx::Error) -> bool {
+pub(crate) fn is_there_already(error: &sqlx::Error) -> bool {
     number(error) == Some(DATABASE_EXISTS)
 }
 
 /// Whether the table or its database is not there.
-pub(super) fn is_missing(error: &sqlx::Error) -> bool {
+pub(crate) fn is_missing(error: &sqlx::Error) -> bool {
     matches!(number(error), Some(NO_SUCH_DATABASE | NO_SUCH_TABLE))
 }
 
@@ -96,20 +96,20 @@ impl From<sqlx::Error> for Trouble {
 }
 
 /// A statement with its parameters.
-pub(super) type Statement = Query<'static, MySql, MySqlArguments>;
+pub(crate) type Statement = Query<'static, MySql, MySqlArguments>;
 
 /// A statement whose text this module made: names are quoted, values are bound.
-pub(super) fn statement(text: String) -> Statement {
+pub(crate) fn statement(text: String) -> Statement {
     sqlx::query(AssertSqlSafe(text))
 }
 
 /// Burns down before every statement and after every change, for tests of a process that dies in the middle.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Fuse(Option<Arc<AtomicI64>>);
+pub(crate) struct Fuse(Option<Arc<AtomicI64>>);
 
 impl Fuse {
     #[cfg(test)]
-    pub(super) fn new(left: Arc<AtomicI64>) -> Self {
+    pub(crate) fn new(left: Arc<AtomicI64>) -> Self {
         Self(Some(left))
     }
 
@@ -120,25 +120,28 @@ impl Fuse {
         }
     }
 
-    pub(super) fn is_burnt(&self) -> bool {
+    pub(crate) fn is_burnt(&self) -> bool {
         self.0.as_ref().is_some_and(|left| left.load(Ordering::SeqCst) < 0)
     }
 }
 
 /// One connection.
-pub(super) struct Link {
+pub(crate) struct Link {
     inner: MySqlConnection,
     options: MySqlConnectOptions,
     fuse: Fuse,
     /// About the most bytes of one statement.
-    pub(super) statement_bytes_max: usize,
+    pub(crate) statement_bytes_max: usize,
+    /// What is committed is durable.
+    pub(crate) is_durable: bool,
 }
 
 impl Link {
     async fn connect(options: &MySqlConnectOptions, fuse: &Fuse) -> Result<Self, sqlx::Error> {
         let connected = tokio::time::timeout(CONNECT_TIMEOUT, options.connect()).await;
         let inner = connected.map_err(|_| sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()))??;
-        let mut link = Self { inner, options: options.clone(), fuse: fuse.clone(), statement_bytes_max: STATEMENT_BYTES_MAX };
+        let mut link =
+            Self { inner, options: options.clone(), fuse: fuse.clone(), statement_bytes_max: STATEMENT_BYTES_MAX, is_durable: false };
         link.raw(format!(
             "SET SESSION sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION', SESSION lock_wait_timeout = {LOCK_WAIT_S}, \
              SESSION innodb_lock_wait_timeout = {LOCK_WAIT_S}, SESSION wait_timeout = 86400"
@@ -150,7 +153,8 @@ impl Link {
             let packet: u64 = row.try_get_unchecked(0)?;
             link.statement_bytes_max = STATEMENT_BYTES_MAX.min(usize::try_from(packet / 2).unwrap_or(STATEMENT_BYTES_MAX));
             let durable: u64 = row.try_get_unchecked(1)?;
-            if durable != 1 {
+            link.is_durable = durable == 1;
+            if !link.is_durable {
                 tracing::warn!(innodb_flush_log_at_trx_commit = durable, "the database may lose what it says is durable: set it to 1");
             }
         }
@@ -158,50 +162,50 @@ impl Link {
     }
 
     /// Another connection to the same server.
-    pub(super) async fn another(&self) -> Result<Self, Trouble> {
+    pub(crate) async fn another(&self) -> Result<Self, Trouble> {
         Ok(Self::connect(&self.options, &self.fuse).await?)
     }
 
     /// A statement without parameters, or several separated by semicolons.
-    pub(super) async fn raw(&mut self, text: String) -> Result<(), sqlx::Error> {
+    pub(crate) async fn raw(&mut self, text: String) -> Result<(), sqlx::Error> {
         self.fuse.burn()?;
         sqlx::raw_sql(AssertSqlSafe(text)).execute(&mut self.inner).await?;
         self.fuse.burn()
     }
 
     /// How many rows it changed.
-    pub(super) async fn change(&mut self, statement: Statement) -> Result<u64, sqlx::Error> {
+    pub(crate) async fn change(&mut self, statement: Statement) -> Result<u64, sqlx::Error> {
         self.fuse.burn()?;
         let count = statement.execute(&mut self.inner).await?.rows_affected();
         self.fuse.burn().map(|()| count)
     }
 
     /// The first row, if there is one.
-    pub(super) async fn row(&mut self, statement: Statement) -> Result<Option<MySqlRow>, sqlx::Error> {
+    pub(crate) async fn row(&mut self, statement: Statement) -> Result<Option<MySqlRow>, sqlx::Error> {
         self.fuse.burn()?;
         statement.fetch_optional(&mut self.inner).await
     }
 
     /// All rows.
-    pub(super) async fn rows(&mut self, statement: Statement) -> Result<Vec<MySqlRow>, sqlx::Error> {
+    pub(crate) async fn rows(&mut self, statement: Statement) -> Result<Vec<MySqlRow>, sqlx::Error> {
         self.fuse.burn()?;
         statement.fetch_all(&mut self.inner).await
     }
 
-    pub(super) async fn commit(&mut self) -> Result<(), sqlx::Error> {
+    pub(crate) async fn commit(&mut self) -> Result<(), sqlx::Error> {
         self.raw("COMMIT".to_owned()).await
     }
 }
 
 /// The database server as the store's thread sees it.
-pub(super) struct Database {
+pub(crate) struct Database {
     /// `None` only while it is dropped.
     runtime: Option<Runtime>,
     options: MySqlConnectOptions,
     fuse: Fuse,
     link: Option<Link>,
     /// Raised by every connection that was made: what is remembered of one does not hold for the next.
-    pub(super) generation: u64,
+    pub(crate) generation: u64,
     failure_count: u32,
     last_failure: String,
     not_before: Option<Instant>,
@@ -218,7 +222,7 @@ impl Drop for Database {
 }
 
 impl Database {
-    pub(super) fn new(options: MySqlConnectOptions, fuse: Fuse) -> Result<Self, std::io::Error> {
+    pub(crate) fn new(options: MySqlConnectOptions, fuse: Fuse) -> Result<Self, std::io::Error> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let options = options.disable_statement_logging().statement_cache_capacity(PREPARED_MAX);
         Ok(Self {
@@ -234,18 +238,18 @@ impl Database {
     }
 
     /// `host:port`.
-    pub(super) fn address(&self) -> String {
+    pub(crate) fn address(&self) -> String {
         format!("{}:{}", self.options.get_host(), self.options.get_port())
     }
 
     /// Whether a test let the process die.
-    pub(super) fn is_dead(&self) -> bool {
+    pub(crate) fn is_dead(&self) -> bool {
         self.fuse.is_burnt()
     }
 
     /// Does the work on the connection, which is made if there is none. Blocks at most for `timeout`, and for making the connection.
     /// After an error the connection is gone, and with it whatever the server had not committed.
-    pub(super) fn run<T>(&mut self, timeout: Duration, work: impl AsyncFnOnce(&mut Link, u64) -> Result<T, Trouble>) -> Result<T, Trouble> {
+    pub(crate) fn run<T>(&mut self, timeout: Duration, work: impl AsyncFnOnce(&mut Link, u64) -> Result<T, Trouble>) -> Result<T, Trouble> {
         // Out of its place only while it runs this.
         let Some(runtime) = self.runtime.take() else { return Err(Trouble::Down("closed".to_owned())) };
         let done = runtime.block_on(self.run_here(timeout, work));
@@ -302,7 +306,7 @@ impl Database {
     }
 
     /// Waits until the next try is allowed, but not beyond `deadline`.
-    pub(super) fn wait(&self, deadline: Instant) {
+    pub(crate) fn wait(&self, deadline: Instant) {
         if let (Some(runtime), Some(not_before)) = (&self.runtime, self.not_before) {
             runtime.block_on(async { tokio::time::sleep_until(not_before.min(deadline)).await });
         }

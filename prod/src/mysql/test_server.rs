@@ -1,6 +1,6 @@
 //! A database server of a test's own: a child process on a free port, with its data in a temporary directory.
 
-use crate::rows::mysql::MysqlSettings;
+use super::MysqlSettings;
 use std::{
     env, fs,
     net::TcpListener,
@@ -11,7 +11,7 @@ use std::{
 };
 
 /// It is killed when it is dropped.
-pub(super) struct Server {
+pub(crate) struct Server {
     program: PathBuf,
     is_mariadb: bool,
     dir: tempfile::TempDir,
@@ -21,7 +21,7 @@ pub(super) struct Server {
 
 impl Server {
     /// `None` where no server can be had, which is said once.
-    pub(super) fn start() -> Option<Self> {
+    pub(crate) fn start() -> Option<Self> {
         let Some(program) = program() else {
             static SAID: Once = Once::new();
             SAID.call_once(|| eprintln!("skipped: no mariadbd in TWINSHARD_MARIADBD, target/db (make db) or PATH"));
@@ -37,29 +37,30 @@ impl Server {
         Some(Self { program, is_mariadb, dir, port, child })
     }
 
-    pub(super) fn settings(&self) -> MysqlSettings {
-        let mut settings = MysqlSettings::new(&format!("mysql://root@127.0.0.1:{}/", self.port), "").expect("a URL");
+    pub(crate) fn settings(&self, database: &str) -> MysqlSettings {
+        let url = format!("mysql://root@127.0.0.1:{}/", self.port);
+        let mut settings = MysqlSettings::new(&url, "", database).expect("a URL and a name");
         settings.patience = Duration::from_secs(30);
         settings
     }
 
     /// As kill -9.
-    pub(super) fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         self.child.kill().expect("ours");
         self.child.wait().expect("ours");
     }
 
-    pub(super) fn start_again(&mut self) {
+    pub(crate) fn start_again(&mut self) {
         self.child = run(&self.program, self.dir.path(), self.port, self.is_mariadb);
     }
 
     /// Stops answering, or goes on.
-    pub(super) fn signal(&self, name: &str) {
+    pub(crate) fn signal(&self, name: &str) {
         let id = self.child.id().to_string();
         assert!(Command::new("kill").args(["-s", name, &id]).status().expect("it runs").success());
     }
 
-    pub(super) fn is_running(&self) -> bool {
+    pub(crate) fn is_running(&self) -> bool {
         Path::new("/proc").join(self.child.id().to_string()).exists()
     }
 }
