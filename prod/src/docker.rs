@@ -6,17 +6,18 @@ use bollard::{
     errors::Error,
     models::{
         ContainerCreateBody, ContainerSummary, ContainerSummaryStateEnum, EndpointSettings, HostConfig, Mount, MountType,
-        NetworkConnectRequest, NetworkCreateRequest, NetworkingConfig, PortBinding, RestartPolicy, RestartPolicyNameEnum,
-        VolumeCreateRequest,
+        NetworkConnectRequest, NetworkCreateRequest, NetworkDisconnectRequest, NetworkingConfig, PortBinding, RestartPolicy,
+        RestartPolicyNameEnum, VolumeCreateRequest,
     },
     query_parameters::{
-        CreateContainerOptionsBuilder, ListContainersOptionsBuilder, ListImagesOptionsBuilder, ListNetworksOptionsBuilder,
-        ListVolumesOptionsBuilder, LogsOptionsBuilder, RemoveContainerOptionsBuilder, RemoveImageOptionsBuilder,
-        UploadToContainerOptionsBuilder,
+        CreateContainerOptionsBuilder, KillContainerOptions, ListContainersOptionsBuilder, ListImagesOptionsBuilder,
+        ListNetworksOptionsBuilder, ListVolumesOptionsBuilder, LogsOptionsBuilder, RemoveContainerOptionsBuilder,
+        RemoveImageOptionsBuilder, UploadToContainerOptionsBuilder,
     },
 };
 use futures_util::StreamExt;
-use std::{fmt::Write, net::IpAddr, time::Duration};
+use serde::{Deserialize, Serialize};
+use std::{collections::BTreeMap, fmt::Write, net::IpAddr, time::Duration};
 use thiserror::Error;
 use twinshard_core::schema::is_name;
 
@@ -24,8 +25,18 @@ use twinshard_core::schema::is_name;
 pub const DEPLOYMENT: &str = "twinshard.deployment";
 /// The label with the id of a server.
 pub const SERVER: &str = "twinshard.server";
+/// The label of what is no server's: what it does.
+pub const ROLE: &str = "twinshard.role";
+/// The label with all balancers of the deployment, on each of them.
+pub const MEMBERS: &str = "twinshard.members";
+/// The label of a deployment's balancers that says that things may be broken on purpose.
+pub const CHAOS: &str = "twinshard.chaos";
 /// The label with the id of the cluster.
 pub const CLUSTER: &str = "twinshard.cluster";
+/// The volume that is there while a deployment is being changed, and its label.
+const HOLD: &str = "hold";
+/// See [`HOLD`].
+const HELD: &str = "twinshard.held";
 /// The deployment whose containers have the bare names of their servers.
 pub const DEFAULT_NAME: &str = "twinshard";
 /// The user that our image runs as: nobody in particular.
@@ -67,7 +78,7 @@ pub struct Deployment {
 }
 
 /// A container to be made.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Wanted {
     /// What other containers call it.
     pub alias: String,
@@ -75,16 +86,20 @@ pub struct Wanted {
     pub image: String,
     /// The words after the program's name.
     pub command: Vec<String>,
+    /// Variables of its environment.
+    #[serde(default)]
+    pub environment: Vec<(String, String)>,
     /// Labels besides the deployment's. The first says what it is: only one that has it, too, is ever replaced by it.
-    pub labels: Vec<(&'static str, String)>,
+    pub labels: Vec<(String, String)>,
     /// Volumes: name, where, and whether it may write.
-    pub volumes: Vec<(String, &'static str, bool)>,
+    pub volumes: Vec<(String, String, bool)>,
     /// Files of the host that it sees, with the group that may use them: the engine's socket.
     pub socket: Option<(String, u32)>,
     /// Where its port 5000 is published on the host.
     pub published: Option<(IpAddr, u16)>,
     /// Files that are put below /credentials before it starts, for its user only: name and content.
-    pub credentials: Vec<(&'static str, String)>,
+    #[serde(skip)]
+    pub credentials: Vec<(String, String)>,
     /// Started again by the engine when it ends by itself.
     pub restarts: bool,
     /// The most memory, in MiB.
@@ -107,7 +122,7 @@ const fn is_missing(error: &Error) -> bool {
 }
 
 /// Small files for our user only, as an archive (POSIX ustar).
-fn archive(files: &[(&'static str, String)]) -> Vec<u8> {
+fn archive(files: &[(String, String)]) -> Vec<u8> {
     let mut archive = tar::Builder::new(Vec::new());
     for (name, content) in files {
         let mut header = tar::Header::new_ustar();
@@ -191,6 +206,26 @@ impl Deployment {
             .find(|container| container.labels.as_ref().is_some_and(|labels| labels.get(label).is_some_and(|found| found == value))))
     }
 
+    /// Its container of this name.
+    ///
+    /// # Errors
+    /// If the engine does not answer.
+    pub async fn container_named(&self, name: &str) -> Result<Option<ContainerSummary>, DockerError> {
+        let path = format!("/{name}");
+        let containers = self.containers().await?;
+        Ok(containers.into_iter().find(|container| container.names.iter().flatten().any(|found| *found == path)))
+    }
+
+    /// Its balancers, whatever they do.
+    ///
+    /// # Errors
+    /// If the engine does not answer.
+    pub async fn balancers(&self) -> Result<Vec<ContainerSummary>, DockerError> {
+        let mut containers = self.containers().await?;
+        containers.retain(|container| container.labels.as_ref().is_some_and(|labels| labels.contains_key(MEMBERS)));
+        Ok(containers)
+    }
+
     /// Sees that its network is there. A second one of the same name would be made without complaint, so it looks first.
     ///
     /// # Errors
@@ -223,7 +258,7 @@ impl Deployment {
         Ok(volume.labels.into_iter().collect())
     }
 
-    /// Makes a container and starts it. An earlier one of the deployment by the same name goes; its volumes stay.
+    /// Makes a container and starts it. An earlier one of the deployment by the same name is closed first; its volumes stay.
     ///
     /// # Errors
     /// If the engine refuses, or the name is taken by somebody else.
@@ -231,7 +266,7 @@ impl Deployment {
         let name = self.container_name(&wanted.alias);
         let kind = wanted.labels.first().map_or(DEPLOYMENT, |(label, _)| label);
         if let Some(id) = self.named(&name, kind).await? {
-            self.remove(&id).await?;
+            self.close(&id).await?;
         }
         let options = CreateContainerOptionsBuilder::default().name(&name).build();
         self.docker.create_container(Some(options), self.body(wanted)).await.map_err(|error| match error {
@@ -249,10 +284,7 @@ impl Deployment {
 
     /// The id of this deployment's container of that name, if it is of that kind.
     async fn named(&self, name: &str, kind: &str) -> Result<Option<String>, DockerError> {
-        let path = format!("/{name}");
-        let containers = self.containers().await?;
-        let named = containers.into_iter().find(|container| container.names.iter().flatten().any(|found| *found == path));
-        match named {
+        match self.container_named(name).await? {
             Some(found) if found.labels.as_ref().is_some_and(|labels| labels.contains_key(kind)) => Ok(found.id),
             Some(_) => Err(DockerError::NameTaken(name.to_owned())),
             None => Ok(None),
@@ -269,8 +301,8 @@ impl Deployment {
         };
         let volumes = wanted.volumes.iter().map(|(volume, target, is_written)| mount(MountType::VOLUME, volume, target, *is_written));
         let socket = wanted.socket.iter().map(|(path, _)| mount(MountType::BIND, path, "/var/run/docker.sock", true));
-        let own = (DEPLOYMENT, self.name.clone());
-        let labels = wanted.labels.iter().cloned().chain([own]).map(|(label, value)| (label.to_owned(), value));
+        let own = (DEPLOYMENT.to_owned(), self.name.clone());
+        let labels = wanted.labels.iter().cloned().chain([own]);
         let ports = wanted.published.map(|(ip, port)| {
             let binding = PortBinding { host_ip: Some(ip.to_string()), host_port: Some(port.to_string()) };
             [("5000/tcp".to_owned(), Some(vec![binding]))].into()
@@ -280,9 +312,10 @@ impl Deployment {
         ContainerCreateBody {
             image: Some(wanted.image.clone()),
             cmd: (!wanted.command.is_empty()).then(|| wanted.command.clone()),
+            env: Some(wanted.environment.iter().map(|(name, value)| format!("{name}={value}")).collect()),
             user: Some(USER.to_owned()),
             labels: Some(labels.collect()),
-            exposed_ports: Some(vec!["5000/tcp".to_owned()]),
+            exposed_ports: wanted.published.map(|_| vec!["5000/tcp".to_owned()]),
             host_config: Some(HostConfig {
                 network_mode: Some(self.name.clone()),
                 mounts: Some(volumes.chain(socket).collect()),
@@ -310,6 +343,31 @@ impl Deployment {
     /// If the engine refuses.
     pub async fn start(&self, id: &str) -> Result<(), DockerError> {
         self.docker.start_container(id, None).await.map_err(refused("start a container"))
+    }
+
+    /// Kills what runs in a container, as a rehearsal.
+    ///
+    /// # Errors
+    /// If the engine refuses.
+    pub async fn kill(&self, id: &str) -> Result<(), DockerError> {
+        self.docker.kill_container(id, None::<KillContainerOptions>).await.map_err(refused("kill a container"))
+    }
+
+    /// Has a container stand still, as a rehearsal.
+    ///
+    /// # Errors
+    /// If the engine refuses.
+    pub async fn pause(&self, id: &str) -> Result<(), DockerError> {
+        self.docker.pause_container(id).await.map_err(refused("pause a container"))
+    }
+
+    /// Cuts a container off from the deployment's network, as a rehearsal.
+    ///
+    /// # Errors
+    /// If the engine refuses.
+    pub async fn disconnect(&self, id: &str) -> Result<(), DockerError> {
+        let request = NetworkDisconnectRequest { container: id.to_owned(), force: Some(true) };
+        self.docker.disconnect_network(&self.name, request).await.map_err(refused("disconnect a container"))
     }
 
     /// Lets a container go on that is paused.
@@ -369,9 +427,25 @@ impl Deployment {
         container.state == Some(ContainerSummaryStateEnum::RUNNING)
     }
 
+    /// Whether a container is paused, as it was listed.
+    #[must_use]
+    pub fn is_paused(container: &ContainerSummary) -> bool {
+        container.state == Some(ContainerSummaryStateEnum::PAUSED)
+    }
+
+    /// Whether a container's health check was passed, as it was listed.
+    #[must_use]
+    pub fn is_healthy(container: &ContainerSummary) -> bool {
+        container.status.as_ref().is_some_and(|status| status.contains("(healthy)"))
+    }
+
     /// The last lines that a container printed, for an error message.
     pub async fn last_words(&self, id: &str) -> String {
-        let options = LogsOptionsBuilder::default().stdout(true).stderr(true).tail("3").build();
+        self.words_of(id, "3").await
+    }
+
+    async fn words_of(&self, id: &str, tail: &str) -> String {
+        let options = LogsOptionsBuilder::default().stdout(true).stderr(true).tail(tail).build();
         let mut words = String::new();
         let mut lines = self.docker.logs(id, Some(options));
         while let Ok(Some(Ok(line))) = tokio::time::timeout(Duration::from_secs(2), lines.next()).await {
@@ -380,14 +454,14 @@ impl Deployment {
         words.trim().to_owned()
     }
 
-    /// Whether the image is there.
+    /// The labels of an image, if it is there.
     ///
     /// # Errors
     /// If the engine does not answer.
-    pub async fn has_image(&self, image: &str) -> Result<bool, DockerError> {
+    pub async fn image_labels(&self, image: &str) -> Result<Option<BTreeMap<String, String>>, DockerError> {
         match self.docker.inspect_image(image).await {
-            Ok(_) => Ok(true),
-            Err(error) if is_missing(&error) => Ok(false),
+            Ok(image) => Ok(Some(image.config.and_then(|config| config.labels).into_iter().flatten().collect())),
+            Err(error) if is_missing(&error) => Ok(None),
             Err(error) => Err(refused("look at an image")(error)),
         }
     }
@@ -407,17 +481,85 @@ impl Deployment {
         Ok(ids.len())
     }
 
+    /// Says that the deployment is being changed: until [`Self::let_go`] its balancers bring nothing back that goes. `number` tells this
+    /// change from others.
+    ///
+    /// # Errors
+    /// If the engine refuses.
+    pub async fn hold(&self, number: u64) -> Result<(), DockerError> {
+        self.let_go().await?;
+        self.ensure_volume(&self.volume_name(HOLD), &[(HELD, number.to_string())]).await.map(drop)
+    }
+
+    /// Says that it is changed no more.
+    ///
+    /// # Errors
+    /// If the engine refuses.
+    pub async fn let_go(&self) -> Result<(), DockerError> {
+        let options: Option<bollard::query_parameters::RemoveVolumeOptions> = None;
+        match self.docker.remove_volume(&self.volume_name(HOLD), options).await {
+            Err(error) if !is_missing(&error) => Err(refused("remove a volume")(error)),
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+
+    /// The number of the change that is under way.
+    ///
+    /// # Errors
+    /// If the engine does not answer.
+    pub async fn held(&self) -> Result<Option<String>, DockerError> {
+        self.volume_label(&self.volume_name(HOLD), HELD).await
+    }
+
     /// The names of its volumes, in order.
     ///
     /// # Errors
     /// If the engine does not answer.
     pub async fn volumes(&self) -> Result<Vec<String>, DockerError> {
-        let filters = [("label", vec![self.label()])].into();
+        self.volumes_with(&self.label()).await
+    }
+
+    /// The names of its volumes that have this label.
+    ///
+    /// # Errors
+    /// If the engine does not answer.
+    pub async fn volumes_with(&self, label: &str) -> Result<Vec<String>, DockerError> {
+        let filters = [("label", vec![self.label(), label.to_owned()])].into();
         let options = ListVolumesOptionsBuilder::default().filters(&filters).build();
         let volumes = self.docker.list_volumes(Some(options)).await.map_err(refused("list volumes"))?;
         let mut names: Vec<String> = volumes.volumes.unwrap_or_default().into_iter().map(|volume| volume.name).collect();
         names.sort();
         Ok(names)
+    }
+
+    /// A label of a volume, if both are there.
+    ///
+    /// # Errors
+    /// If the engine does not answer.
+    pub async fn volume_label(&self, volume: &str, label: &str) -> Result<Option<String>, DockerError> {
+        match self.docker.inspect_volume(volume).await {
+            Ok(mut volume) => Ok(volume.labels.remove(label)),
+            Err(error) if is_missing(&error) => Ok(None),
+            Err(error) => Err(refused("look at a volume")(error)),
+        }
+    }
+
+    /// Waits until a container has ended, and removes it: what it printed, and its exit code.
+    ///
+    /// # Errors
+    /// If the engine does not answer.
+    pub async fn finish(&self, alias: &str) -> Result<(String, i64), DockerError> {
+        let name = self.container_name(alias);
+        let mut ended = self.docker.wait_container(&name, None::<bollard::query_parameters::WaitContainerOptions>);
+        let code = match ended.next().await {
+            Some(Ok(response)) => response.status_code,
+            Some(Err(Error::DockerContainerWaitError { code, .. })) => code,
+            Some(Err(error)) => return Err(refused(format!("wait for {name}"))(error)),
+            None => 1,
+        };
+        let words = self.words_of(&name, "all").await;
+        self.remove(&name).await?;
+        Ok((words, code))
     }
 
     /// Removes a volume and what is in it.

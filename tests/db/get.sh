@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Fetches a database server for the tests of the row store, from Debian's packages, without installing anything: it is unpacked under
-# target/db/NAME, and target/db/NAME/run runs it. `mariadb` (10.11) is of bookworm, `mysql` (9.x; Debian has no 8.x) of sid.
+# Fetches a database server and its client for tests and images, from Debian's packages, without installing anything: they are unpacked
+# under target/db/NAME, and target/db/NAME/run runs the server. `mariadb` (10.11) is of bookworm, `mysql` (9.x; Debian has no 8.x) of sid.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -9,12 +9,12 @@ case $name in
 mariadb)
     suite=bookworm
     server=mariadbd
-    package=mariadb-server-core
+    client=mariadb
     ;;
 mysql)
     suite=sid
     server=mysqld
-    package=mysql-server-core
+    client=mysql
     ;;
 *)
     echo "usage: $0 [mariadb|mysql]" >&2
@@ -23,7 +23,7 @@ mysql)
 esac
 
 target=target/db/$name
-if [ -x "$target/run" ] && [ -d "$target/share/system" ]; then
+if [ -x "$target/run" ] && [ -x "$target/client" ]; then
     echo "$target is there already"
     exit 0
 fi
@@ -44,7 +44,7 @@ options=(-qq -o Dir::Etc::sourcelist="$work/apt/sources.list" -o Dir::Etc::sourc
     -o APT::Install-Recommends=false -o APT::Sandbox::User=root)
 apt-get "${options[@]}" update
 # All that it depends on, as on a machine that has nothing.
-apt-get "${options[@]}" -y --download-only install "$package" >/dev/null
+apt-get "${options[@]}" -y --download-only install "$name-server-core" "$name-client-core" >/dev/null
 for file in "$work"/apt/cache/archives/*.deb; do
     dpkg -x "$file" "$work/root"
 done
@@ -55,8 +55,11 @@ loader=$(find . -name ld-linux-x86-64.so.2 -type f | head -n 1)
 library_path=$PWD/usr/lib/x86_64-linux-gnu:$PWD/lib/x86_64-linux-gnu
 mkdir -p "$work/out/lib"
 cp -L "$loader" "$work/out/lib/loader"
-"$loader" --library-path "$library_path" --list "usr/sbin/$server" | awk '$3 ~ /^\// { print $3 }' | xargs -I{} cp -L {} "$work/out/lib/"
+for program in "usr/sbin/$server" "usr/bin/$client"; do
+    "$loader" --library-path "$library_path" --list "$program" | awk '$3 ~ /^\// { print $3 }' | xargs -I{} cp -L {} "$work/out/lib/"
+done
 cp "usr/sbin/$server" "$work/out/$server"
+cp "usr/bin/$client" "$work/out/client"
 # What a new database is made of, for images.
 mkdir -p "$work/out/share/system"
 find usr/share/mysql -maxdepth 1 -name 'mysql_*tables*.sql' -exec cp {} "$work/out/share/system/" \;

@@ -27,6 +27,15 @@ fn docker(args: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }
 
+/// A free port whose next one is free as well.
+fn two_ports() -> u16 {
+    let listen = |port| std::net::TcpListener::bind(("127.0.0.1", port)).ok();
+    std::iter::repeat_with(|| listen(0).unwrap())
+        .map(|first| (first.local_addr().unwrap().port(), first))
+        .find_map(|(port, _first)| port.checked_add(1).and_then(listen).map(|_| port))
+        .unwrap()
+}
+
 /// One at a time: they build in the same place, and a machine has only so much room.
 static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
@@ -35,6 +44,8 @@ struct Deployment {
     name: String,
     port: u16,
     rows: &'static str,
+    /// Further words for make.
+    more: Vec<&'static str>,
 }
 
 impl Deployment {
@@ -44,14 +55,19 @@ impl Deployment {
             eprintln!("skipped: no Docker engine answers here");
             return None;
         }
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        Some(Self { name: format!("twinshard-test-{rows}-{}", std::process::id()), port, rows })
+        Some(Self { name: format!("twinshard-test-{rows}-{}", std::process::id()), port: two_ports(), rows, more: Vec::new() })
     }
 
     fn make(&self, target: &str) {
         let port = format!("PORT={}", self.port);
-        let output = run("make", &[target, &format!("NAME={}", self.name), &format!("ROWS={}", self.rows), &port]);
+        let (name, rows) = (format!("NAME={}", self.name), format!("ROWS={}", self.rows));
+        let output = run("make", &[&[target, &name, &rows, &port], &self.more[..]].concat());
         assert!(output.status.success(), "make {target}: {}", words(&output));
+    }
+
+    /// Where a balancer serves.
+    fn url(&self, place: u16) -> String {
+        format!("http://127.0.0.1:{}", self.port + place)
     }
 
     fn container(&self, alias: &str) -> String {
@@ -65,7 +81,7 @@ impl Deployment {
     }
 
     fn client(&self) -> Client {
-        Client::new(&format!("http://127.0.0.1:{}", self.port), Duration::from_secs(130)).unwrap()
+        Client::new(&self.url(0), Duration::from_secs(130)).unwrap()
     }
 }
 
@@ -82,8 +98,7 @@ async fn deployment_on_docker_loses_nothing_and_leaves_nothing() {
     deployment.make("all");
     let mut client = deployment.client();
     ok(&mut client, Method::POST, "/init", default_cluster()).await;
-    let url = format!("http://127.0.0.1:{}", deployment.port);
-    let load = Load::start(&url, 0);
+    let load = Load::start(&deployment.url(0), 0);
     let began = |name: &str| docker(&["inspect", "-f", "{{.State.StartedAt}} {{.Id}}", &deployment.container(name)]);
     for (server, command) in [("Server1", "kill"), ("Server0", "pause"), ("Server2", "stop")] {
         healthy(&mut client, 3).await;
@@ -116,7 +131,7 @@ async fn deployment_on_docker_loses_nothing_and_leaves_nothing() {
 
     // Names that are those of something else do no harm.
     let body = serde_json::json!({ "n": 1, "servers": { "balancer": ["sh1"] } });
-    let (code, refusal) = Client::new(&url, Duration::from_secs(5))
+    let (code, refusal) = Client::new(&deployment.url(0), Duration::from_secs(5))
         .unwrap()
         .json(Method::POST, "/add", Some(&body))
         .await
@@ -136,55 +151,118 @@ async fn deployment_on_docker_loses_nothing_and_leaves_nothing() {
     assert_all_there(&mut deployment.client(), &acknowledged).await;
     assert!(read_all(&mut deployment.client()).await.len() >= acknowledged.len());
 
-    let foreign = format!("foreign-{}", std::process::id());
-    docker(&["volume", "create", "--label", "twinshard.deployment=another", &foreign]);
+    let foreign = Foreign(format!("foreign-{}", std::process::id()));
+    docker(&["volume", "create", "--label", "twinshard.deployment=another", &foreign.0]);
     deployment.make("clean");
     for kind in [&["ps", "-a"][..], &["volume", "ls"], &["network", "ls"], &["images"]] {
         assert_eq!(deployment.labelled(kind), Vec::<String>::new(), "{kind:?} are left");
     }
-    docker(&["volume", "rm", &foreign]);
+    assert_eq!(docker(&["volume", "ls", "-q", "--filter", &format!("name={}", foreign.0)]), foreign.0);
+}
+
+/// A volume of somebody else, which goes with the test.
+struct Foreign(String);
+
+impl Drop for Foreign {
+    fn drop(&mut self) {
+        let _ = run("docker", &["volume", "rm", &self.0]);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn deployment_with_databases_stands_their_death() {
+async fn deployment_with_databases_and_two_balancers_stands_the_death_of_any() {
     let _turn = TURN.lock().await;
-    let Some(deployment) = Deployment::new("mysql") else { return };
+    let Some(mut deployment) = Deployment::new("mysql") else { return };
     if !run("make", &["db-image", &format!("NAME={}", deployment.name)]).status.success() {
         eprintln!("skipped: no image of databases can be built here");
         return;
     }
+    deployment.more = vec!["BALANCERS=2"];
     deployment.make("all");
     let mut client = deployment.client();
     ok(&mut client, Method::POST, "/init", default_cluster()).await;
-    let load = Load::start(&format!("http://127.0.0.1:{}", deployment.port), 0);
-    let runs = async |name: &str| {
-        wait_for(&format!("{name} again"), async || {
-            let output = run("docker", &["inspect", "-f", "{{.State.Status}}", &deployment.container(name)]);
-            (words(&output).trim() == "running").then_some(())
+    let loads = [Load::start(&deployment.url(0), 0), Load::start(&deployment.url(1), 6_000)];
+    let inspected = |name: &str, what: &str| words(&run("docker", &["inspect", "-f", what, &deployment.container(name)])).trim().to_owned();
+    let born = |name: &str| inspected(name, "{{.State.Status}} {{.State.StartedAt}} {{.State.Paused}}");
+    for (name, command) in [
+        ("Server1-db", &["kill"][..]),
+        ("balancer", &["kill"]),
+        ("Server0", &["kill"]),
+        ("register", &["kill"]),
+        ("Server0-db", &["pause"]),
+        ("balancer2", &["rm", "-f"]),
+        ("register", &["pause"]),
+        ("Server2-db", &["stop"]),
+        ("Server1-db", &["rm", "-f"]),
+    ] {
+        let before = born(name);
+        docker(&[command, &[&deployment.container(name)]].concat());
+        wait_for(&format!("{name} again after {command:?}"), async || {
+            let now = born(name);
+            let is_another = now != before || command[0] == "pause";
+            (is_another && now.starts_with("running") && now.ends_with("false")).then_some(())
         })
         .await;
-    };
-    for (name, command) in [("Server1-db", "kill"), ("Server0", "kill"), ("Server0-db", "pause"), ("Server2-db", "stop")] {
-        healthy(&mut client, 3).await;
-        docker(&[command, &deployment.container(name)]);
-        runs(name).await;
+        let mut other = Client::new(&deployment.url(1), Duration::from_secs(130)).unwrap();
+        healthy(if name == "balancer" { &mut other } else { &mut client }, 3).await;
     }
     docker(&["network", "disconnect", &deployment.name, &deployment.container("Server1-db")]);
     wait_for("Server1's database in the network", async || {
-        let output = run("docker", &["inspect", "-f", "{{.NetworkSettings.Networks}}", &deployment.container("Server1-db")]);
-        words(&output).contains(&deployment.name).then_some(())
+        inspected("Server1-db", "{{.NetworkSettings.Networks}}").contains(&deployment.name).then_some(())
     })
     .await;
     healthy(&mut client, 3).await;
-    let acknowledged = load.stop().await;
+    let mut acknowledged = Vec::new();
+    for load in loads {
+        acknowledged.extend(load.stop().await);
+    }
     assert_all_there(&mut client, &acknowledged).await;
-    // Rows are where they were said to be, and passwords where only their user sees them.
-    let told = docker(&["inspect", &deployment.container("Server0"), &deployment.container("Server0-db")]);
+    // A client of the database finds the rows, and passwords are where only their user sees them.
+    let table = docker(&[
+        "exec",
+        &deployment.container("Server0-db"),
+        "mysql",
+        "-Ne",
+        "SELECT CONCAT(table_schema, '.shard_rows') FROM information_schema.tables WHERE table_name = 'shard_rows' LIMIT 1",
+    ]);
+    let count = docker(&["exec", &deployment.container("Server0-db"), "mysql", "-Ne", &format!("SELECT COUNT(Stud_name) FROM {table}")]);
+    assert!(count.parse::<u64>().unwrap() > 0, "{count}");
+    let told =
+        docker(&["inspect", &deployment.container("Server0"), &deployment.container("Server0-db"), &deployment.container("register")]);
     assert!(told.contains("mysql://twinshard@Server0-db:3306/") && !told.contains("IDENTIFIED"), "{told}");
+
+    // The register is emptied under it: what is there is served, nothing is changed, and nothing is made anew by itself.
+    docker(&["exec", &deployment.container("register"), "mysql", "-e", "DROP DATABASE twinshard_register"]);
+    let mut second = Client::new(&deployment.url(1), Duration::from_secs(15)).unwrap();
+    wait_for("the warning", async || {
+        let (_, status) = second.json(Method::GET, "/status", None).await.ok()?;
+        status["warnings"].to_string().contains("register does not answer").then_some(())
+    })
+    .await;
+    assert_all_there(&mut second, &acknowledged).await;
+    let recover = || run("make", &["recover", &format!("NAME={}", deployment.name)]);
+    let refused = recover();
+    assert!(!refused.status.success() && words(&refused).contains("stop the deployment"), "{}", words(&refused));
     deployment.make("down");
+    let refused = run("make", &["all", &format!("NAME={}", deployment.name), &format!("PORT={}", deployment.port)]);
+    assert!(!refused.status.success() && words(&refused).contains("database is empty"), "{}", words(&refused));
+    deployment.make("down");
+    let recovered = recover();
+    assert!(recovered.status.success() && words(&recovered).contains("made anew"), "{}", words(&recovered));
     let refused = run("make", &["all", &format!("NAME={}", deployment.name), "ROWS=redb", &format!("PORT={}", deployment.port)]);
     assert!(!refused.status.success() && words(&refused).contains("keeps its rows in mysql"), "{}", words(&refused));
+    // And goes on with the controller in a container of its own, which is found again when it is gone.
+    deployment.more = vec!["SHARD_MANAGER=1"];
     deployment.make("all");
+    healthy(&mut deployment.client(), 3).await;
+    assert_all_there(&mut deployment.client(), &acknowledged).await;
+    docker(&["rm", "-f", &deployment.container("shard_manager")]);
+    docker(&["kill", &deployment.container("Server1")]);
+    wait_for("Server1 again", async || {
+        let output = run("docker", &["inspect", "-f", "{{.State.Running}}", &deployment.container("Server1")]);
+        (words(&output).trim() == "true").then_some(())
+    })
+    .await;
     healthy(&mut deployment.client(), 3).await;
     assert_all_there(&mut deployment.client(), &acknowledged).await;
 }

@@ -1,12 +1,15 @@
 //! Servers as containers, each with a volume for its log and rows. Containers are found by their labels, so that a balancer that is made anew
 //! adopts what runs; that one answers for the server it is taken for, the handshake of the peer protocol proves.
 
+mod keeper;
+
+pub use keeper::{DATABASE_OF, REGISTER, members};
+
 use super::Provisioner;
 use crate::{
-    docker::{Deployment, DockerError, SERVER, Wanted},
+    docker::{Deployment, DockerError, ROLE, SERVER, Wanted},
     secret::Secret,
 };
-use bollard::models::ContainerSummaryStateEnum;
 use std::{ffi::OsString, time::Duration};
 use tokio::{
     net::TcpStream,
@@ -25,14 +28,14 @@ const PEER_PORT: u16 = 5001;
 const READY_TIMEOUT: Duration = Duration::from_secs(30);
 /// How often it is looked whether a server listens.
 const READY_EVERY: Duration = Duration::from_millis(50);
-/// The label with the id of the server whose database it is.
-const DATABASE_OF: &str = "twinshard.database-of";
 /// The user that a server is in its database.
 const DATABASE_USER: &str = "twinshard";
-/// How often it is looked whether the databases run.
-const DATABASES_EVERY: Duration = Duration::from_secs(1);
 /// How long one look may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
 
 fn database_alias(name: &str) -> String {
     format!("{name}-db")
@@ -47,10 +50,14 @@ pub struct DockerSettings {
     pub cluster: ClusterId,
     /// The volume with the secret, mounted at /secret.
     pub secret_volume: String,
-    /// The flags that say who may come in.
-    pub access: Vec<OsString>,
+    /// The flags that say how servers serve.
+    pub serving: Vec<OsString>,
+    /// What their health checks have to know.
+    pub environment: Vec<(String, String)>,
     /// The image of databases, where every server has one beside it, and what passwords are made of.
     pub database: Option<(String, Secret)>,
+    /// The register is in a database of its own, too.
+    pub has_register: bool,
     /// The most memory of a server, in MiB.
     pub memory_mib: u32,
     /// The most processor time of a server, in thousandths of a core.
@@ -95,15 +102,17 @@ impl DockerProvisioner {
             ]
         });
         let words = words.into_iter().chain(database).flat_map(|(flag, value)| [flag.to_owned(), value]);
-        let access = settings.access.iter().map(|word| word.to_string_lossy().into_owned());
+        let serving = settings.serving.iter().map(|word| word.to_string_lossy().into_owned());
         Wanted {
             alias: name.to_owned(),
             image: settings.image.clone(),
-            command: ["server".to_owned()].into_iter().chain(words).chain(access).collect(),
-            labels: vec![(SERVER, server.0.to_string())],
+            command: ["server".to_owned()].into_iter().chain(words).chain(serving).collect(),
+            environment: settings.environment.clone(),
+            labels: vec![(SERVER.to_owned(), server.0.to_string())],
             volumes: [(self.volume(server, name), "/data", true), (settings.secret_volume.clone(), "/secret", false)]
                 .into_iter()
                 .chain(settings.database.iter().map(|_| (self.credentials(server, name), "/credentials", false)))
+                .map(|(volume, target, is_written)| (volume, target.to_owned(), is_written))
                 .collect(),
             socket: None,
             published: None,
@@ -121,8 +130,53 @@ impl DockerProvisioner {
 
     /// Sees that the database of a server runs, where servers have one.
     async fn bring_database_up(&self, server: ServerId, name: &str) -> Result<(), DockerError> {
-        let Some((image, secret)) = &self.settings.database else { return Ok(()) };
-        if let Some(container) = self.deployment.container_with(DATABASE_OF, &server.0.to_string()).await? {
+        let Some((_, secret)) = &self.settings.database else { return Ok(()) };
+        let volume = self.deployment.volume_name(&format!("{name}-{server}-database"));
+        // The same in every life of it, and another for every server.
+        let password = hex(&secret.prove(&[b"twinshard database", &server.0.to_le_bytes()]));
+        let label = (DATABASE_OF.to_owned(), server.0.to_string());
+        self.bring_up_one(&database_alias(name), label, volume, self.credentials(server, name), password).await
+    }
+
+    /// Sees that the database of the register runs, if the deployment has one. Several may see to it at once: then one of them may be told
+    /// that the name is taken, and has to look again.
+    ///
+    /// # Errors
+    /// If the engine refuses.
+    pub async fn bring_register_up(&self) -> Result<(), DockerError> {
+        let Some(password) = self.register_password() else { return Ok(()) };
+        let [data, credentials] = [REGISTER.to_owned(), format!("{REGISTER}-credentials")].map(|what| self.deployment.volume_name(&what));
+        self.bring_up_one(REGISTER, (ROLE.to_owned(), REGISTER.to_owned()), data, credentials, password).await
+    }
+
+    /// The password of [`DATABASE_USER`] in the register's database, if there is one.
+    fn register_password(&self) -> Option<String> {
+        let (_, secret) = self.settings.database.as_ref().filter(|_| self.settings.has_register)?;
+        Some(hex(&secret.prove(&[b"twinshard register"])))
+    }
+
+    /// Where the register is, if it is in a database of the deployment.
+    ///
+    /// # Errors
+    /// Never: what is put together is a URL.
+    #[cfg(feature = "mysql")]
+    pub fn register_settings(&self) -> Result<Option<crate::mysql::MysqlSettings>, String> {
+        let url = format!("mysql://{DATABASE_USER}@{REGISTER}:3306/");
+        self.register_password()
+            .map(|password| crate::mysql::MysqlSettings::new(&url, &password, crate::register::mysql::DATABASE))
+            .transpose()
+    }
+
+    async fn bring_up_one(
+        &self,
+        alias: &str,
+        label: (String, String),
+        data: String,
+        credentials: String,
+        password: String,
+    ) -> Result<(), DockerError> {
+        let Some((image, _)) = &self.settings.database else { return Ok(()) };
+        if let Some(container) = self.deployment.container_with(&label.0, &label.1).await? {
             if Deployment::is_running(&container) {
                 return Ok(());
             }
@@ -130,63 +184,32 @@ impl DockerProvisioner {
                 self.deployment.remove(&id).await?;
             }
         }
-        let labels = [(DATABASE_OF, server.0.to_string())];
-        let (data, credentials) = (self.deployment.volume_name(&format!("{name}-{server}-database")), self.credentials(server, name));
+        let labels = [(label.0.as_str(), label.1.clone())];
         self.deployment.ensure_volume(&data, &labels).await?;
         self.deployment.ensure_volume(&credentials, &labels).await?;
-        // The same in every life of it, and another for every server.
-        let password: String =
-            secret.prove(&[b"twinshard database", &server.0.to_le_bytes()]).iter().map(|byte| format!("{byte:02x}")).collect();
         let users = format!(
             "CREATE USER IF NOT EXISTS '{DATABASE_USER}'@'%' IDENTIFIED BY '{password}';\nGRANT ALL PRIVILEGES ON *.* TO '{DATABASE_USER}'@'%';\n"
         );
         let wanted = Wanted {
-            alias: database_alias(name),
+            alias: alias.to_owned(),
             image: image.clone(),
             command: vec![],
-            labels: labels.to_vec(),
-            volumes: vec![(data, "/data", true), (credentials, "/credentials", true)],
+            environment: vec![],
+            labels: vec![label],
+            volumes: vec![(data, "/data".to_owned(), true), (credentials, "/credentials".to_owned(), true)],
             socket: None,
             published: None,
-            credentials: vec![("password", password), ("init.sql", users)],
+            credentials: vec![
+                // For whoever looks by hand: `docker exec -it Server0-db mysql`.
+                ("client.cnf".to_owned(), format!("[client]\nuser={DATABASE_USER}\npassword={password}\n")),
+                ("init.sql".to_owned(), users),
+                ("password".to_owned(), password),
+            ],
             restarts: true,
             memory_mib: self.settings.memory_mib,
             cpu_millis: self.settings.cpu_millis,
         };
         self.deployment.run(&wanted).await
-    }
-
-    /// Brings databases back that have ended, are paused or cut off, for ever: the engine undoes nothing that was done through it.
-    pub async fn keep_databases(&self) {
-        loop {
-            sleep(DATABASES_EVERY).await;
-            if self.settings.database.is_none() {
-                continue;
-            }
-            let containers = match self.deployment.containers().await {
-                Ok(containers) => containers,
-                Err(error) => {
-                    tracing::warn!(%error, "databases cannot be looked after");
-                    continue;
-                }
-            };
-            for container in containers {
-                let is_database = container.labels.as_ref().is_some_and(|labels| labels.contains_key(DATABASE_OF));
-                let (true, Some(id)) = (is_database, &container.id) else { continue };
-                let (what, done) = match container.state {
-                    Some(ContainerSummaryStateEnum::EXITED) => ("has ended", self.deployment.start(id).await),
-                    Some(ContainerSummaryStateEnum::PAUSED) => ("is paused", self.deployment.unpause(id).await),
-                    Some(ContainerSummaryStateEnum::RUNNING) if !self.deployment.is_connected(&container) => {
-                        ("is out of the network", self.deployment.connect_again(&container).await)
-                    }
-                    Some(_) | None => continue,
-                };
-                match done {
-                    Ok(()) => tracing::warn!(names = ?container.names, "a database that {what} was brought back"),
-                    Err(error) => tracing::warn!(names = ?container.names, %error, "a database that {what} could not be brought back"),
-                }
-            }
-        }
     }
 
     /// Whether a container was started; one that runs is left as it is.

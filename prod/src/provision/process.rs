@@ -5,6 +5,7 @@ use super::Provisioner;
 use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeMap,
+    ffi::OsString,
     fs::OpenOptions,
     path::{Path, PathBuf},
     process::Stdio,
@@ -57,8 +58,8 @@ pub struct ProcessSettings {
     pub dir: PathBuf,
     /// Which cluster.
     pub cluster: ClusterId,
-    /// Where the tokens are that clients of servers must show, if they must.
-    pub tokens: Option<PathBuf>,
+    /// The flags that say how servers serve.
+    pub serving: Vec<OsString>,
 }
 
 /// The directory of a server below the cluster's. The id keeps a server apart from an earlier one of the same name, and the name of a
@@ -87,11 +88,41 @@ struct Keepers {
     tasks: JoinSet<()>,
 }
 
+/// What a process may be sent, as a rehearsal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Signal {
+    /// It dies at once.
+    Kill,
+    /// It stands still.
+    Stop,
+    /// It goes on.
+    Continue,
+}
+
+/// Sends it to a child, which its handle keeps from being another's pid. The pid, or `None` if it has ended.
+///
+/// # Errors
+/// If the system refuses.
+pub fn send(child: &Child, signal: Signal) -> std::io::Result<Option<u32>> {
+    let Some(id) = child.id() else { return Ok(None) };
+    let signal = match signal {
+        Signal::Kill => rustix::process::Signal::KILL,
+        Signal::Stop => rustix::process::Signal::STOP,
+        Signal::Continue => rustix::process::Signal::CONT,
+    };
+    let pid = i32::try_from(id).ok().and_then(rustix::process::Pid::from_raw);
+    if let Some(pid) = pid {
+        rustix::process::kill_process(pid, signal)?;
+    }
+    Ok(Some(id))
+}
+
 #[derive(Debug)]
 enum KeeperCommand {
     Start { replace: bool, reply: oneshot::Sender<Result<Address, String>> },
     Stop { reply: oneshot::Sender<Result<(), String>> },
-    Kill { reply: oneshot::Sender<Option<u32>> },
+    Signal { signal: Signal, reply: oneshot::Sender<Option<u32>> },
+    LoseDisk { reply: oneshot::Sender<Result<(), String>> },
 }
 
 impl ProcessProvisioner {
@@ -101,12 +132,27 @@ impl ProcessProvisioner {
         Self { settings, keepers: Mutex::default() }
     }
 
-    /// Sends SIGKILL to the server's process, as a rehearsal. Its pid, or `None` if none runs.
-    pub async fn kill(&self, server: ServerId) -> Option<u32> {
-        let keeper = self.keepers.lock().unwrap_or_else(PoisonError::into_inner).commands.get(&server).cloned()?;
+    /// Signals the server's process, as a rehearsal. Its pid, or `None` if none runs.
+    pub async fn signal(&self, server: ServerId, signal: Signal) -> Option<u32> {
+        let keeper = self.known(server)?;
         let (reply, answer) = oneshot::channel();
-        keeper.send(KeeperCommand::Kill { reply }).await.ok()?;
+        keeper.send(KeeperCommand::Signal { signal, reply }).await.ok()?;
         answer.await.ok().flatten()
+    }
+
+    /// Kills the server's process and removes all that it had stored, as a rehearsal.
+    ///
+    /// # Errors
+    /// If there is no such server, or the files cannot be removed.
+    pub async fn lose_disk(&self, server: ServerId) -> Result<(), String> {
+        let keeper = self.known(server).ok_or_else(|| format!("{server} was never started"))?;
+        let (reply, answer) = oneshot::channel();
+        keeper.send(KeeperCommand::LoseDisk { reply }).await.map_err(|error| error.to_string())?;
+        answer.await.map_err(|error| error.to_string())?
+    }
+
+    fn known(&self, server: ServerId) -> Option<mpsc::Sender<KeeperCommand>> {
+        self.keepers.lock().unwrap_or_else(PoisonError::into_inner).commands.get(&server).cloned()
     }
 
     /// Stops every process: asks by closing its standard input, kills what does not end in time.
@@ -187,14 +233,15 @@ impl Keeper {
                     self.close().await;
                     let _ = reply.send(Ok(()));
                 }
-                Some(KeeperCommand::Kill { reply }) => {
-                    let pid = self.running.as_ref().and_then(|running| running.child.id());
-                    if let Some(running) = &mut self.running
-                        && let Err(error) = running.child.start_kill()
-                    {
-                        tracing::warn!(server = %self.name, %error, "could not kill");
-                    }
-                    let _ = reply.send(pid);
+                Some(KeeperCommand::Signal { signal, reply }) => {
+                    let sent = self.running.as_ref().map_or(Ok(None), |running| send(&running.child, signal));
+                    let _ = reply.send(sent.unwrap_or_else(|error| {
+                        tracing::warn!(server = %self.name, %error, ?signal, "could not signal");
+                        None
+                    }));
+                }
+                Some(KeeperCommand::LoseDisk { reply }) => {
+                    let _ = reply.send(self.lose_disk().await);
                 }
                 None => {
                     self.close().await;
@@ -202,6 +249,14 @@ impl Keeper {
                 }
             }
         }
+    }
+
+    async fn lose_disk(&mut self) -> Result<(), String> {
+        if let Some(mut running) = self.running.take() {
+            running.child.kill().await.map_err(|error| format!("could not kill {}: {error}", self.name))?;
+        }
+        let dir = server_dir(&self.settings.dir, self.server, &self.name);
+        std::fs::remove_dir_all(&dir).map_err(|error| format!("could not remove {}: {error}", dir.display()))
     }
 
     async fn start(&mut self, replace: bool) -> Result<Address, String> {
@@ -279,10 +334,10 @@ impl Keeper {
             .arg(settings.cluster.to_string())
             .arg("--secret-file")
             .arg(settings.dir.join("secret"))
-            .args(
-                settings.tokens.iter().flat_map(|tokens| ["--auth".as_ref(), "required".as_ref(), "--tokens".as_ref(), tokens.as_os_str()]),
-            )
+            .args(&settings.serving)
             .arg("--child")
+            // What it is told is all there is.
+            .env_remove("TWINSHARD_CONFIG")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(log)
