@@ -22,14 +22,21 @@ NAME ?= twinshard
 BIND ?= 127.0.0.1
 AUTH ?= off
 ROWS ?=
+BALANCERS ?= 1
+SHARD_MANAGER ?=
+TLS ?=
+CA ?=
+FLAGS ?=
+CHAOS ?=
 TARGET := $(shell rustc -vV | sed -n 's/^host: //p')
 STATIC := target/$(TARGET)/release/twinshard
 
 .PHONY: all
-all: image ## The production system on Docker (NAME=twinshard PORT=5000 BIND=127.0.0.1 AUTH=off ROWS=mysql|redb); again, to bring up what is down
+all: image ## The production system on Docker (NAME=twinshard PORT=5000 BIND=127.0.0.1 AUTH=off ROWS=mysql|redb DB_IMAGE=mysql:8.4 BALANCERS=1 SHARD_MANAGER=1 TLS=1 CHAOS=1 FLAGS=more of `twinshard deploy`); again, to bring up what is down
 	@if [ "$(ROWS)" != redb ] && ! $(MAKE) --no-print-directory db-image; then \
-		echo "No image of databases can be built here (Debian's packages are needed)"; [ "$(ROWS)" != mysql ]; fi
-	$(STATIC) deploy --name $(NAME) --port $(PORT) --bind $(BIND) --auth $(AUTH) $(if $(ROWS),--rows $(ROWS))
+		echo "No image of databases can be built here: it takes a registry, or Debian's packages"; [ "$(ROWS)" != mysql ]; fi
+	$(STATIC) deploy --name $(NAME) --port $(PORT) --bind $(BIND) --auth $(AUTH) --balancers $(BALANCERS) \
+		$(if $(ROWS),--rows $(ROWS)) $(if $(filter-out 0,$(SHARD_MANAGER)),--shard-manager) $(if $(filter-out 0,$(TLS)),--tls) $(if $(filter-out 0,$(CHAOS)),--chaos) $(FLAGS)
 
 .PHONY: engine
 engine: # One line where there is no Docker, before anything is built
@@ -43,8 +50,8 @@ image: engine static ## The image of a deployment: the statically linked program
 	docker build -q -t $(shell echo $(NAME) | tr A-Z a-z)/twinshard:latest --label twinshard.deployment=$(NAME) -f prod/docker/Dockerfile target/image
 
 .PHONY: db-image
-db-image: ## The image of the databases, out of Debian's packages (NAME)
-	prod/docker/db-image.sh $(NAME)
+db-image: ## The image of the databases (NAME DB_IMAGE=mysql:8.4): on that of a registry, or else out of Debian's packages
+	@DB_IMAGE="$(DB_IMAGE)" prod/docker/db-image.sh $(NAME)
 
 .PHONY: static
 static: # The program, linked to nothing, so that it runs in an image that holds nothing else
@@ -64,19 +71,38 @@ restart: ## Stops a deployment and brings it up again (NAME)
 	$(MAKE) down
 	$(MAKE) all
 
+.PHONY: recover
+recover: static ## Makes a lost register of a stopped deployment anew from what its servers remember (NAME)
+	$(STATIC) recover --deployment $(NAME)
+
 .PHONY: logs
-logs: ## What the balancer of a deployment says (NAME)
-	docker logs -f $$(docker ps -aq --filter label=twinshard.deployment=$(NAME) --filter label=twinshard.role=balancer)
+logs: ## What the balancers of a deployment say (NAME); Ctrl-C ends it
+	@for name in $$(docker ps -a --filter label=twinshard.deployment=$(NAME) --filter label=twinshard.members --format '{{.Names}}'); do \
+		docker logs -f --tail 200 $$name 2>&1 | sed -u "s/^/$$name: /" & done; wait
 
 .PHONY: status
-status: static ## What a deployment is doing (PORT)
-	$(STATIC) status --url http://127.0.0.1:$(PORT)
+status: static ## What a deployment is doing (PORT; of one with TLS=1: CA=ca.pem)
+	$(STATIC) status --url http$(if $(CA),s)://127.0.0.1:$(PORT) $(if $(CA),--ca $(CA))
 
 .PHONY: test
 test: ## Every test: machines, storage, simulated scenarios, processes (minutes)
 	$(CARGO) build --release --locked -p twinshard
 	@if docker version >/dev/null 2>&1; then $(MAKE) static; else echo "No Docker engine answers: its tests are skipped"; fi
 	$(CARGO) test --workspace --locked
+
+# What can be played on real machines (`twinshard chaos --help`).
+CHAOS_UP = steady-state primary-crash balancer-crash paused-primary lost-disk power-loss add-under-load remove-under-load
+CHAOS_DOCKER = primary-crash balancer-crash paused-primary lost-disk power-loss isolated-primary register-down remove-under-load
+DEEP = twinshard-deep
+
+.PHONY: test-deep
+test-deep: ## Scenario files with real faults: against processes, then containers where there is Docker (minutes)
+	$(CARGO) build --release --locked -p twinshard
+	@set -e; for name in $(CHAOS_UP); do echo "== $$name, processes"; TWINSHARD_LOG=error target/release/twinshard chaos scenarios/$$name.toml --up; done
+	@if ! docker version >/dev/null 2>&1; then echo "No Docker engine answers: scenarios are not played on containers"; exit 0; fi; set -e; \
+		$(MAKE) all NAME=$(DEEP) PORT=5790 BALANCERS=2 CHAOS=1; \
+		for name in $(CHAOS_DOCKER); do echo "== $$name, containers"; $(STATIC) chaos scenarios/$$name.toml --deployment $(DEEP); done; \
+		$(MAKE) clean NAME=$(DEEP) </dev/null
 
 .PHONY: check
 check: ## Format, lints, what the core depends on, core tests (seconds when warm)

@@ -2,7 +2,9 @@
 
 mod access;
 mod bench;
+mod chaos;
 pub mod client;
+mod config;
 mod demo;
 #[cfg(feature = "docker")]
 mod deploy;
@@ -10,15 +12,24 @@ mod events;
 mod healthcheck;
 mod load;
 mod nodes;
+mod operators;
 mod purge;
 mod recover;
+mod register;
 mod rows;
+mod serving;
 mod status;
 mod topology;
+#[cfg(feature = "docker")]
+mod undeploy;
 mod up;
 
 use clap::{Parser, Subcommand};
-use std::{fmt, path::Path, process::ExitCode};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 /// A sharded, replicated row store behind an HTTP load balancer, rehearsed in simulation.
 #[derive(Debug, Parser)]
@@ -29,12 +40,17 @@ use std::{fmt, path::Path, process::ExitCode};
   curl -X POST localhost:5000/init -d ... set it up
   twinshard status                        what it is doing
   twinshard events --follow               what it sees and does about it
+  twinshard explain --key 2255            why it does so
   twinshard bench --run a1                how fast it is, and that nothing is lost
+  twinshard chaos FILE --up               a scenario file, with real faults
   twinshard demo                          all of that by itself, with a kill -9 in the middle
 
 Exit codes: 0 fine, 1 a violation or failure, 2 usage."
 )]
 struct Cli {
+    /// A file with settings (`twinshard config --help`)
+    #[arg(long, value_name = "FILE", env = "TWINSHARD_CONFIG", global = true)]
+    config: Option<PathBuf>,
     #[command(subcommand)]
     command: Command,
 }
@@ -46,14 +62,19 @@ enum Command {
     Server(nodes::ServerCommand),
     Status(status::StatusCommand),
     Events(events::Events),
+    Explain(operators::Explain),
+    Move(operators::Move),
+    Drain(operators::Drain),
     Bench(bench::Bench),
     Demo(demo::Demo),
+    Chaos(chaos::Chaos),
     Purge(purge::Purge),
     Healthcheck(healthcheck::Healthcheck),
+    Config(config::Config),
     #[cfg(feature = "docker")]
     Deploy(deploy::Deploy),
     #[cfg(feature = "docker")]
-    Undeploy(deploy::Undeploy),
+    Undeploy(undeploy::Undeploy),
     Recover(recover::Recover),
 }
 
@@ -94,7 +115,13 @@ impl<E: std::error::Error> From<E> for Failure {
 #[must_use]
 pub fn main() -> ExitCode {
     end_with_the_reader();
-    let cli = Cli::parse();
+    let cli = match config::parse(std::env::args_os().collect()) {
+        Ok(cli) => cli,
+        Err(failure) => {
+            eprintln!("twinshard: {failure}");
+            return ExitCode::from(2);
+        }
+    };
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -109,15 +136,20 @@ pub fn main() -> ExitCode {
             Command::Server(server) => server.run().await,
             Command::Status(status) => status.run().await,
             Command::Events(events) => events.run().await,
+            Command::Explain(explain) => explain.run().await,
+            Command::Move(relocation) => relocation.run().await,
+            Command::Drain(drain) => drain.run().await,
             Command::Bench(bench) => bench.run().await,
             Command::Demo(demo) => demo.run().await,
+            Command::Chaos(chaos) => chaos.run().await,
             Command::Purge(purge) => purge.run(),
             Command::Healthcheck(healthcheck) => healthcheck.run().await,
+            Command::Config(config) => config.run(cli.config.as_deref()),
             #[cfg(feature = "docker")]
             Command::Deploy(deploy) => deploy.run().await,
             #[cfg(feature = "docker")]
             Command::Undeploy(undeploy) => undeploy.run().await,
-            Command::Recover(recover) => recover.run(),
+            Command::Recover(recover) => recover.run().await,
         }
     });
     // A thread may be waiting for standard input: a node that failed ends all the same.
@@ -148,8 +180,14 @@ fn make_dir(dir: &Path) -> Result<(), Failure> {
     std::fs::create_dir_all(dir).map_err(|error| Failure::new(format!("could not make {}: {error}", dir.display())))
 }
 
-/// Logs to standard error, at the level that `TWINSHARD_LOG` says (default `info`).
+/// What is logged: a filter of tracing-subscriber (default `info`).
+const LOG: &str = "TWINSHARD_LOG";
+/// How: `json` for a JSON object a line.
+const LOG_FORMAT: &str = "TWINSHARD_LOG_FORMAT";
+
+/// Logs to standard error as [`LOG`] and [`LOG_FORMAT`] say.
 fn log_to_stderr() {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("TWINSHARD_LOG").unwrap_or_else(|_| "info".into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    let filter = tracing_subscriber::EnvFilter::try_from_env(LOG).unwrap_or_else(|_| "info".into());
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
+    if std::env::var_os(LOG_FORMAT).is_some_and(|format| format == "json") { log.json().flatten_event(true).init() } else { log.init() }
 }

@@ -8,7 +8,9 @@ mod guard;
 mod json;
 mod leftover;
 mod malformed;
+mod openapi;
 mod ops;
+mod rate;
 pub mod server;
 mod stream;
 
@@ -24,18 +26,19 @@ use axum::{
 use error::ApiError;
 pub use guard::Hosts;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
-use hyper::server::conn::http1;
+use hyper::{body::Incoming, server::conn::http1};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
 use serde_json::Value;
-use std::{sync::Arc, time::Duration};
+use std::{num::NonZeroU32, sync::Arc, time::Duration};
 use tokio::{
     sync::{Semaphore, watch},
     task::JoinSet,
     time::{sleep, timeout},
 };
+use tower::ServiceExt;
 use twinshard_core::command::OnConflict;
 
 /// What bounds HTTP.
@@ -57,8 +60,12 @@ pub struct HttpSettings {
     pub connections_max: usize,
     /// The most requests under way; one more is answered 503 at once.
     pub requests_max: usize,
+    /// The most requests a second of one client's address, if there is a bound; one more is answered 429 at once.
+    pub rate_max: Option<NonZeroU32>,
     /// What writes do with a key that exists, where neither the request nor /init says.
     pub on_conflict: OnConflict,
+    /// Tells the names that requests are given in this life of the node from those of others.
+    pub life: u64,
     /// Which Host a request may name (DESIGN 8).
     pub hosts: Hosts,
     /// Who is let in.
@@ -76,7 +83,9 @@ impl Default for HttpSettings {
             page_rows: 2_048,
             connections_max: 4_096,
             requests_max: 4_096,
+            rate_max: None,
             on_conflict: OnConflict::Replace,
+            life: 0,
             hosts: Hosts::Loopback,
             access: Access::Open,
         }
@@ -108,7 +117,12 @@ pub async fn serve<N: Network>(mut listener: N::Listener, router: Router, settin
                 continue;
             }
         };
-        let service = TowerToHyperService::new(router.clone());
+        let client = guard::Client(N::peer(&stream));
+        let service = router.clone().map_request(move |mut request: http::Request<Incoming>| {
+            request.extensions_mut().insert(client);
+            request
+        });
+        let service = TowerToHyperService::new(service);
         let mut stopped = stopped.clone();
         let read_timeout = settings.read_timeout;
         connections.spawn(async move {

@@ -18,13 +18,20 @@ pub mod peer;
 pub mod entropy;
 pub mod net;
 pub mod secret;
+#[cfg(feature = "tls")]
+pub mod tls;
 
 pub mod disk;
 pub mod log;
+#[cfg(feature = "mysql")]
+pub mod mysql;
 pub mod provision;
 pub mod register;
+pub mod request_id;
 pub mod rows;
 pub mod store;
+#[cfg(feature = "story")]
+pub mod story;
 pub mod supervised;
 pub mod telemetry;
 

@@ -1,6 +1,9 @@
 //! The network as the driver sees it: listen, accept, connect. Tokio's in production, turmoil's in simulation.
 
-use std::{future::Future, io};
+#[cfg(feature = "tls")]
+pub mod tls;
+
+use std::{future::Future, io, net::IpAddr};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
@@ -24,6 +27,11 @@ pub trait Network: Clone + Send + Sync + 'static {
     /// # Errors
     /// If the socket is closed.
     fn local_address(listener: &Self::Listener) -> io::Result<String>;
+
+    /// Who is at the other end, where that has an address.
+    fn peer(_stream: &Self::Stream) -> Option<IpAddr> {
+        None
+    }
 
     /// Connects to `host:port`. May hang: the caller sets a deadline.
     fn connect(&self, address: &str) -> impl Future<Output = io::Result<Self::Stream>> + Send;
@@ -50,6 +58,10 @@ impl Network for TokioNetwork {
 
     fn local_address(listener: &TcpListener) -> io::Result<String> {
         Ok(listener.local_addr()?.to_string())
+    }
+
+    fn peer(stream: &TcpStream) -> Option<IpAddr> {
+        stream.peer_addr().ok().map(|address| address.ip())
     }
 
     async fn connect(&self, address: &str) -> io::Result<TcpStream> {

@@ -89,7 +89,7 @@ fn wrong_usage_ends_with_two_and_failures_with_one_line_and_one() {
         (vec!["bench", "--run", "a1", "--workers", "0"], "0"),
         (vec!["status", "--url", "nonsense"], "http://host:port"),
         (vec!["server", "--cluster", "1"], "--secret-file"),
-        (vec!["balancer", "--dir", fresh], "--cluster"),
+        (vec!["balancer", "--dir", fresh], "--secret-file"),
         (standalone(&["--listen", "0.0.0.0:0"]), "--auth required"),
         (standalone(&["--listen", "[::]:0"]), "--auth required"),
         (standalone(&["--peer-listen", "10.0.0.1:5000"]), "--auth off"),

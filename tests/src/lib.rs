@@ -5,6 +5,8 @@ mod access;
 #[cfg(test)]
 mod api;
 #[cfg(test)]
+mod chaos;
+#[cfg(test)]
 mod cli;
 #[cfg(test)]
 mod damage;
@@ -24,5 +26,7 @@ mod processes;
 mod scenarios;
 #[cfg(test)]
 mod tidy;
+#[cfg(test)]
+mod tls;
 #[cfg(test)]
 mod turmoil;

@@ -1,10 +1,15 @@
 //! What an operator sees of a running cluster: probes, metrics, events.
 
+use crate::api::wire;
 use crate::processes::{Up, default_cluster, healthy, ok, production_binary, row, signal, wait_for};
 use http::Method;
 use serde_json::{Value, json};
-use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::{
+    io::{BufRead, BufReader, Read},
+    path::Path,
+    process::{Command, Stdio},
+    time::Duration,
+};
 use twinshard::cli::client::Client;
 
 async fn text_of(client: &mut Client, path: &str) -> String {
@@ -74,4 +79,66 @@ async fn operator_sees_what_happens_to_a_cluster() {
     let printed = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success() && printed.lines().count() >= texts.len(), "{printed}");
     assert!(printed.lines().any(|line| line.contains(" s ago  ") && line.contains(&format!("{victim} does not answer"))), "{printed}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn examples_of_the_openapi_document_are_answered_as_it_says() {
+    let dir = tempfile::tempdir().unwrap();
+    let up = Up::start(dir.path());
+    let mut client = up.client();
+    let document: Value = serde_json::from_str(&text_of(&mut client, "/openapi.json").await).unwrap();
+    for (method, path) in
+        [("post", "/init"), ("post", "/write"), ("put", "/update"), ("post", "/read"), ("delete", "/del"), ("get", "/primary_elect")]
+    {
+        let operation = &document["paths"][path][method];
+        let body = operation["requestBody"]["content"]["application/json"]["example"].clone();
+        let expected = &operation["responses"]["200"]["content"]["application/json"]["example"];
+        let answer = ok(&mut client, Method::from_bytes(method.to_uppercase().as_bytes()).unwrap(), path, body).await;
+        assert_eq!((&answer["message"], &answer["status"]), (&expected["message"], &expected["status"]), "{path}");
+        let optional = ["next_cursor"];
+        for field in expected.as_object().unwrap().keys().filter(|field| !optional.contains(&field.as_str())) {
+            assert!(answer.get(field).is_some(), "{path}: {field} is not in {answer}");
+        }
+    }
+}
+
+/// By its name at the balancer, by its exchange at the server.
+#[test]
+fn request_is_followed_from_its_name_to_the_server_that_carried_it_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let said = dir.path().join("said");
+    let mut up = Command::new(production_binary())
+        .args(["up", "--port", "0", "--dir"])
+        .arg(dir.path().join("data"))
+        .env("TWINSHARD_LOG", "warn,twinshard::request=debug")
+        .env("TWINSHARD_LOG_FORMAT", "json")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(std::fs::File::create(&said).unwrap())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    let mut printed = BufReader::new(up.stdout.take().unwrap());
+    printed.read_line(&mut line).unwrap();
+    let address = line.split_whitespace().find_map(|word| word.strip_prefix("http://")).unwrap();
+    let send = |path, name: &[(&str, &str)], body: Value| wire::send(address, "POST", path, name, body.to_string().as_bytes());
+    let unnamed = send("/init", &[], default_cluster());
+    assert!(unnamed.status == 200 && unnamed.header("x-request-id").is_some());
+    let named = send("/write", &[("X-Request-Id", "order-7")], json!({ "data": [row(1, 7)] }));
+    assert_eq!((named.status, named.header("x-request-id")), (200, Some("order-7")));
+    signal("TERM", &[up.id()]);
+    printed.read_to_string(&mut String::new()).unwrap();
+    assert!(up.wait().unwrap().success());
+
+    let lines = |path: &Path| -> Vec<Value> {
+        std::fs::read_to_string(path).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    };
+    let balancer = lines(&said);
+    let of_it: Vec<&Value> = balancer.iter().filter(|line| line["request"] == "order-7").collect();
+    assert!(of_it.iter().any(|line| line["message"] == "answered" && line["path"] == "/write" && line["status"] == 200), "{of_it:?}");
+    let exchange = of_it.iter().find_map(|line| line["exchange"].as_str()).unwrap();
+    let logs = std::fs::read_dir(dir.path().join("data/logs")).unwrap();
+    let servers: Vec<Value> = logs.flat_map(|log| lines(&log.unwrap().path())).filter(|line| line["exchange"] == exchange).collect();
+    let what: Vec<&str> = servers.iter().filter_map(|line| line["what"].as_str()).collect();
+    assert_eq!(what, ["asked", "answers"], "{servers:?}");
 }

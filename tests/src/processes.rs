@@ -74,8 +74,14 @@ impl Up {
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
         let mut line = String::new();
         stdout.read_line(&mut line).unwrap();
-        let urls: Vec<String> = line.split_whitespace().filter(|word| word.starts_with("http://")).map(str::to_owned).collect();
+        let urls: Vec<String> =
+            line.split_whitespace().filter(|word| word.starts_with("http://") || word.starts_with("https://")).map(str::to_owned).collect();
         Self { child, stdout, url: urls.first().expect(&line).clone(), urls, dir: dir.canonicalize().unwrap() }
+    }
+
+    /// Every balancer's.
+    pub(crate) fn urls(&self) -> &[String] {
+        &self.urls
     }
 
     pub(crate) fn client(&self) -> Client {

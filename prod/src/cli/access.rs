@@ -96,15 +96,22 @@ pub struct Target {
     /// The file with the token to show, where the balancer asks for one
     #[arg(long, env = "TWINSHARD_TOKEN_FILE", value_name = "FILE")]
     pub token_file: Option<PathBuf>,
+    /// With https://: the file with the certificate to trust, the cluster's ca.pem
+    #[arg(long, env = "TWINSHARD_CA", value_name = "FILE")]
+    pub ca: Option<PathBuf>,
 }
 
 impl Target {
     /// A client of it; every request ends within `timeout`.
     ///
     /// # Errors
-    /// If the file is not a token's.
+    /// If a file is not what it should be.
     pub fn client(&self, timeout: Duration) -> Result<Client, Failure> {
         let client = Client::new(&self.url, timeout).map_err(|error: ClientError| Failure::usage(error.to_string()))?;
+        let client = match &self.ca {
+            Some(file) => client.trusting(file).map_err(|error| Failure::usage(error.to_string()))?,
+            None => client,
+        };
         Ok(match &self.token_file {
             Some(file) => client.with_token(&Secret::load(file)?),
             None => client,

@@ -1,16 +1,24 @@
-//! A small HTTP/1.1 client for the program's own commands: one keep-alive connection, a deadline for every request, a new connection
+//! A small HTTP/1.1 client, in TLS where the URL says so, for the program's own commands: one keep-alive connection, a deadline for every request, a new connection
 //! after any failure.
 
-use crate::secret::Secret;
+use crate::{
+    net::{
+        Network, TokioNetwork,
+        tls::{Stream, TlsConnector},
+    },
+    secret::Secret,
+    tls::{TlsError, trusting},
+};
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, StatusCode, header};
 use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 use thiserror::Error;
-use tokio::{net::TcpStream, task::JoinHandle, time::timeout};
+use tokio::{task::JoinHandle, time::timeout};
+use tokio_rustls::rustls::pki_types::ServerName;
 
 /// How long a connect may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -18,9 +26,15 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Why a request got no answer. It may have taken effect unless it never left.
 #[derive(Debug, Error)]
 pub enum ClientError {
-    /// The URL is not `http://host:port`.
-    #[error("'{0}' is not a URL of the form http://host:port")]
+    /// The URL is not `http://host:port` or `https://host:port`.
+    #[error("'{0}' is not a URL of the form http://host:port or https://host:port")]
     Url(String),
+    /// Nothing says who may certify the other side.
+    #[error("https:// needs --ca FILE, the cluster's ca.pem, to know whom to trust")]
+    NoAuthority,
+    /// The file that says so cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// Nobody listens, or the connect failed: nothing was sent.
     #[error("could not connect to {address}: {error}")]
     Connect {
@@ -60,9 +74,11 @@ impl Answer {
 }
 
 /// A client of one address.
-#[derive(Debug)]
 pub struct Client {
     address: String,
+    /// In TLS, the name that the other side must have.
+    name: Option<ServerName<'static>>,
+    connector: Option<TlsConnector>,
     timeout: Duration,
     /// What it shows of itself.
     authorization: Option<HeaderValue>,
@@ -73,23 +89,35 @@ impl Client {
     /// Whether this is the URL of a balancer, for the command line.
     ///
     /// # Errors
-    /// If it is not `http://host:port`.
+    /// If it is not `http://host:port` or `https://host:port`.
     pub fn check_url(url: &str) -> Result<String, ClientError> {
         Self::new(url, Duration::ZERO).map(|_| url.to_owned())
     }
 
-    /// A client of `http://host:port`; every request ends within `timeout`.
+    /// A client of `http://host:port`, or with [`Self::trusting`] of `https://host:port`; every request ends within `timeout`.
     ///
     /// # Errors
     /// If the URL is of another form.
     pub fn new(url: &str, timeout: Duration) -> Result<Self, ClientError> {
-        let rest = url.strip_prefix("http://").unwrap_or(url).trim_end_matches('/');
+        let secured = url.strip_prefix("https://");
+        let rest = secured.or_else(|| url.strip_prefix("http://")).unwrap_or(url).trim_end_matches('/');
         let bad = || ClientError::Url(url.to_owned());
         let (host, port) = rest.rsplit_once(':').ok_or_else(bad)?;
         if host.is_empty() || host.contains('/') || port.parse::<u16>().is_err() {
             return Err(bad());
         }
-        Ok(Self { address: rest.to_owned(), timeout, authorization: None, connection: None })
+        let name = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+        let name = secured.map(|_| ServerName::try_from(name).map_err(|_| bad())).transpose()?;
+        Ok(Self { address: rest.to_owned(), name, connector: None, timeout, authorization: None, connection: None })
+    }
+
+    /// Trusts the authorities in this file.
+    ///
+    /// # Errors
+    /// If it holds none.
+    pub fn trusting(mut self, file: &Path) -> Result<Self, TlsError> {
+        self.connector = Some(trusting(file)?);
+        Ok(self)
     }
 
     /// Shows this token with every request.
@@ -151,11 +179,17 @@ impl Client {
 
     async fn connect(&self) -> Result<(SendRequest<Full<Bytes>>, JoinHandle<()>), ClientError> {
         let failed = |error| ClientError::Connect { address: self.address.clone(), error };
-        let stream = match timeout(CONNECT_TIMEOUT, TcpStream::connect(&self.address)).await {
-            Ok(stream) => stream.map_err(failed)?,
+        let connect = async {
+            match (&self.name, &self.connector) {
+                (None, _) => TokioNetwork.connect(&self.address).await.map(Stream::Plain).map_err(failed),
+                (Some(name), Some(connector)) => Stream::connect(&self.address, connector, name.clone()).await.map_err(failed),
+                (Some(_), None) => Err(ClientError::NoAuthority),
+            }
+        };
+        let stream = match timeout(CONNECT_TIMEOUT, connect).await {
+            Ok(stream) => stream?,
             Err(_) => return Err(failed(std::io::ErrorKind::TimedOut.into())),
         };
-        stream.set_nodelay(true).map_err(failed)?;
         let (sender, connection) = handshake(TokioIo::new(stream)).await?;
         // Ends when the sender is dropped or the connection breaks, which the sender's next use reports.
         let task = tokio::spawn(async move {

@@ -8,6 +8,7 @@ use super::{
     topology,
     up::LocalCluster,
 };
+use crate::provision::process::Signal;
 use clap::Args;
 use http::Method;
 use rand_chacha::{
@@ -88,7 +89,7 @@ async fn show(cluster: &LocalCluster) -> Result<(), Failure> {
     let victim = primary(&status, "sh1").ok_or_else(|| Failure::new("sh1 has no primary"))?;
     let id = server_id(&status, &victim).ok_or_else(|| Failure::new(format!("/status does not give the id of {victim}")))?;
     let killed = began.elapsed();
-    let pid = cluster.provisioner.kill(id).await.ok_or_else(|| Failure::new(format!("{victim} has no process")))?;
+    let pid = cluster.provisioner.signal(id, Signal::Kill).await.ok_or_else(|| Failure::new(format!("{victim} has no process")))?;
     println!("{:6.2} s  kill -9 {pid}: {victim}, the primary of sh1", killed.as_secs_f64());
 
     let mut elected = None;

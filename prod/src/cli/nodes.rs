@@ -1,18 +1,18 @@
 //! `twinshard balancer` and `twinshard server`: one node each. `twinshard up` starts both as its children; they can be run by hand too.
 
 use super::{
-    Failure,
-    access::AccessArgs,
-    make_dir,
+    Failure, make_dir,
+    register::{self, RegisterArgs},
     rows::RowsArgs,
-    up::{cluster_id, open_register, register_is_where_its_data_is},
+    serving::{self, ServingArgs},
+    up::cluster_id,
 };
 use crate::{
     disk::{Disk, RealDisk},
     entropy::Entropy,
-    http::{self, HttpSettings, server::ServerIdentity},
+    http::{self, server::ServerIdentity},
     log::file::Identity,
-    net::{Network, TokioNetwork},
+    net::{Network, tls::TlsNetwork},
     node::{BalancerNode, BalancerParts, NodeParts, ServerNode, ServerParts, StorageMode},
     peer::PeerSettings,
     provision::{
@@ -24,8 +24,9 @@ use crate::{
     store::Opened,
     supervised::{self, FromBalancer, Supervised},
 };
-use clap::{Args, ValueEnum};
+use clap::{Args, ValueEnum, value_parser};
 use std::{
+    ffi::OsString,
     future::Future,
     io::{self, Write},
     net::{IpAddr, SocketAddr},
@@ -46,18 +47,15 @@ use twinshard_core::{
     planted::Planted,
     schema::is_name,
     server::{ServerConfig, ServerSettings},
+    time::Duration as CoreDuration,
 };
 
 /// Where balancers and servers listen unless they are told otherwise (API.md).
 const PORT: u16 = 5000;
 
 /// For a balancer that is the only one: nobody controls beside it, so it need not wait whether somebody does.
-fn only_balancer(policy: Policy, entropy: &Entropy) -> BalancerConfig {
-    BalancerConfig { controller_after: twinshard_core::time::Duration::ZERO, ..one_of_several(policy, entropy) }
-}
-
-fn one_of_several(policy: Policy, entropy: &Entropy) -> BalancerConfig {
-    BalancerConfig { policy, seed: entropy.below(u64::MAX), ..BalancerConfig::default() }
+fn only_balancer(config: BalancerConfig) -> BalancerConfig {
+    BalancerConfig { controller_after: CoreDuration::ZERO, ..config }
 }
 
 /// How reads are spread over replicas.
@@ -146,8 +144,14 @@ pub struct Choices {
     /// What writes do with a key that exists, where neither the request nor its /init says
     #[arg(long, value_enum, default_value_t = OnConflictArg::Replace)]
     pub on_conflict: OnConflictArg,
+    /// Silence of a server after which its requests go elsewhere, in milliseconds
+    #[arg(long, value_name = "MS", default_value_t = 500, value_parser = value_parser!(u64).range(200..=60_000))]
+    pub suspect_after: u64,
+    /// Silence of a server after which it is taken for dead and started again, in milliseconds; not less than --suspect-after
+    #[arg(long, value_name = "MS", default_value_t = 3_000, value_parser = value_parser!(u64).range(200..=3_600_000))]
+    pub replace_after: u64,
     #[command(flatten)]
-    pub access: AccessArgs,
+    pub serving: ServingArgs,
     /// Whether it logs failures alone, where `TWINSHARD_LOG` does not say.
     #[arg(skip)]
     pub is_quiet: bool,
@@ -156,11 +160,60 @@ pub struct Choices {
 impl From<PolicyArg> for Choices {
     /// For a cluster whose command tells what happens itself.
     fn from(policy: PolicyArg) -> Self {
-        Self { policy, on_conflict: OnConflictArg::Replace, access: AccessArgs::default(), is_quiet: true }
+        Self {
+            policy,
+            on_conflict: OnConflictArg::Replace,
+            suspect_after: 500,
+            replace_after: 3_000,
+            serving: ServingArgs::default(),
+            is_quiet: true,
+        }
     }
 }
 
-fn cluster(text: &str) -> Result<ClusterId, String> {
+impl Choices {
+    /// As a balancer with this directory is told it.
+    #[must_use]
+    pub fn words(&self, dir: &Path) -> Vec<OsString> {
+        let (suspect_after, replace_after) = (self.suspect_after.to_string(), self.replace_after.to_string());
+        let own = [
+            ("--policy", self.policy.name()),
+            ("--on-conflict", self.on_conflict.name()),
+            ("--suspect-after", &suspect_after),
+            ("--replace-after", &replace_after),
+        ];
+        let own = own.into_iter().flat_map(|(flag, value)| [flag.into(), value.into()]);
+        own.chain(self.serving.words(dir)).collect()
+    }
+
+    /// Refuses what contradicts itself, for nodes that listen there.
+    ///
+    /// # Errors
+    /// Usage.
+    pub fn check(&self, addresses: &[IpAddr]) -> Result<(), Failure> {
+        if self.replace_after < self.suspect_after {
+            return Err(Failure::usage("--replace-after is less than --suspect-after: a server is suspected before it is replaced"));
+        }
+        self.serving.access.check(addresses)
+    }
+
+    fn config(&self, entropy: &Entropy) -> BalancerConfig {
+        let policy = match self.policy {
+            PolicyArg::Ring => Policy::Ring,
+            PolicyArg::Classic => Policy::Classic,
+            PolicyArg::LeastLoaded => Policy::LeastLoaded,
+        };
+        BalancerConfig {
+            policy,
+            seed: entropy.below(u64::MAX),
+            suspect_after: CoreDuration::from_millis(self.suspect_after),
+            replace_after: CoreDuration::from_millis(self.replace_after),
+            ..BalancerConfig::default()
+        }
+    }
+}
+
+pub(super) fn cluster(text: &str) -> Result<ClusterId, String> {
     u128::from_str_radix(text, 16).map(ClusterId).map_err(|_| "a cluster id is 32 hexadecimal digits".to_owned())
 }
 
@@ -178,9 +231,9 @@ struct NodeArgs {
     /// The directory that holds its state
     #[arg(long)]
     dir: PathBuf,
-    /// The cluster's id, 32 hexadecimal digits (in DIR/cluster of `twinshard up`)
+    /// The cluster's id, 32 hexadecimal digits [default: the one in DIR/cluster, drawn if there is none]
     #[arg(long, value_parser = cluster)]
-    cluster: ClusterId,
+    cluster: Option<ClusterId>,
     /// The file with the secret that the cluster's nodes share; readable by its owner only
     #[arg(long)]
     secret_file: PathBuf,
@@ -190,9 +243,13 @@ struct NodeArgs {
 }
 
 impl NodeArgs {
-    fn parts(&self) -> Result<NodeParts<TokioNetwork>, Failure> {
+    fn cluster(&self) -> Result<ClusterId, Failure> {
+        self.cluster.map_or_else(|| cluster_id(&self.dir), Ok)
+    }
+
+    fn parts(&self, network: TlsNetwork) -> Result<NodeParts<TlsNetwork>, Failure> {
         Ok(NodeParts {
-            network: TokioNetwork,
+            network,
             secret: Secret::load(&self.secret_file)?,
             entropy: Entropy::from_system().map_err(|error| Failure::new(format!("no entropy: {error}")))?,
             storage: StorageMode::Threads,
@@ -205,7 +262,7 @@ impl NodeArgs {
 /// Runs one balancer in the foreground.
 #[derive(Debug, Args)]
 #[command(after_help = "Usually `twinshard up` runs it. By hand, with its servers as child processes:
-  twinshard balancer --dir data --cluster $(cat data/cluster) --secret-file data/secret --listen 127.0.0.1:5000
+  twinshard balancer --dir data --secret-file data/secret --listen 127.0.0.1:5000
 It keeps the cluster map in DIR/register.redb and may be killed at any time: nothing is lost.")]
 pub struct BalancerCommand {
     #[command(flatten)]
@@ -218,6 +275,8 @@ pub struct BalancerCommand {
     /// What it does; of several balancers one at least has to control, one to route
     #[arg(long, value_enum, default_value_t = RoleArg::Both)]
     role: RoleArg,
+    #[command(flatten)]
+    register: RegisterArgs,
     /// How servers are started
     #[cfg(feature = "docker")]
     #[arg(long, value_enum, default_value_t = ProvisionerArg::Process)]
@@ -237,34 +296,9 @@ impl BalancerCommand {
     /// If it cannot start, or its parts fail.
     pub async fn run(self) -> Result<(), Failure> {
         super::log_to_stderr();
-        self.choices.access.check(&[self.listen.ip()])?;
+        self.choices.check(&[self.listen.ip()])?;
         if !self.node.child {
-            let tokens = self.choices.access.token_dir(&self.node.dir);
-            let program = std::env::current_exe()?;
-            let settings = ProcessSettings { program, dir: self.node.dir.clone(), cluster: self.node.cluster, tokens };
-            let provisioner = Arc::new(ProcessProvisioner::new(settings));
-            let ready = |http: String| println!("Twinshard's balancer is ready on http://{http}");
-            if self.role != RoleArg::Both {
-                return Err(Failure::new("a register in a file has one balancer, which has to do both: leave --role out"));
-            }
-            make_dir(&self.node.dir)?;
-            register_is_where_its_data_is(&self.node.dir)?;
-            let register = open_register(&self.node.dir, self.node.cluster)?;
-            #[cfg(feature = "docker")]
-            if self.provisioner == ProvisionerArg::Docker {
-                // Its servers look for it.
-                let secret = Secret::load_or_create(&self.node.secret_file)?;
-                self.choices.access.settle(&[self.listen.ip()], &self.node.dir)?;
-                let provisioner = self.docker.provisioner(self.node.cluster, secret, &self.choices.access).await?;
-                let keeper = provisioner.clone();
-                return tokio::select! {
-                    result = self.serve(register, provisioner, told_to_stop()?, ready) => result,
-                    () = keeper.keep_databases() => Ok(()),
-                };
-            }
-            let result = self.serve(register, Arc::clone(&provisioner), told_to_stop()?, ready).await;
-            provisioner.shutdown().await;
-            return result;
+            return self.run_alone().await;
         }
         let (supervised, work) = supervised::connect(BufReader::new(tokio::io::stdin()), tokio::io::stdout());
         let Supervised { provisioner, register, lines } = supervised;
@@ -306,6 +340,50 @@ impl BalancerCommand {
         }
     }
 
+    /// Runs without a supervisor.
+    async fn run_alone(self) -> Result<(), Failure> {
+        if self.role != RoleArg::Both && !self.register.is_shared() {
+            return Err(Failure::usage("a register in a file has one balancer, which has to do both: leave --role out"));
+        }
+        make_dir(&self.node.dir)?;
+        #[cfg(feature = "docker")]
+        if self.provisioner == ProvisionerArg::Docker {
+            return self.run_on_docker().await;
+        }
+        if self.role != RoleArg::Router && self.register.is_shared() {
+            return Err(Failure::usage(
+                "servers that are child processes have one balancer: with --register mysql say --role router or --provisioner docker",
+            ));
+        }
+        let program = std::env::current_exe()?;
+        let cluster = self.node.cluster()?;
+        let settings =
+            ProcessSettings { program, dir: self.node.dir.clone(), cluster, serving: self.choices.serving.words(&self.node.dir) };
+        let provisioner = Arc::new(ProcessProvisioner::new(settings));
+        let register = self.register.open(&self.node.dir, cluster).await?;
+        let result = self.serve(register, Arc::clone(&provisioner), told_to_stop()?, self.tell_ready()).await;
+        provisioner.shutdown().await;
+        result
+    }
+
+    #[cfg(feature = "docker")]
+    async fn run_on_docker(self) -> Result<(), Failure> {
+        let (dir, cluster) = (&self.node.dir, self.node.cluster()?);
+        // The servers look for it.
+        let secret = Secret::load_or_create(&self.node.secret_file)?;
+        self.choices.serving.access.settle(&[self.listen.ip()], dir)?;
+        let provisioner = self.docker.provisioner(cluster, secret, &self.choices.serving, self.register.is_shared()).await?;
+        let stop = told_to_stop()?;
+        let serve = async {
+            let register = self.register.open_deployed(&provisioner, dir, cluster).await?;
+            self.serve(register, provisioner.clone(), stop, self.tell_ready()).await
+        };
+        tokio::select! {
+            result = serve => result,
+            () = provisioner.keep() => Ok(()),
+        }
+    }
+
     async fn serve<G: Register, P: Provisioner>(
         &self,
         register: G,
@@ -313,24 +391,21 @@ impl BalancerCommand {
         stop: impl Future<Output = ()>,
         ready: impl FnOnce(String),
     ) -> Result<(), Failure> {
-        let node = self.node.parts()?;
-        let listener = listen(&node.network, self.listen).await?;
-        let http = TokioNetwork::local_address(&listener)?;
-        let policy = match self.choices.policy {
-            PolicyArg::Ring => Policy::Ring,
-            PolicyArg::Classic => Policy::Classic,
-            PolicyArg::LeastLoaded => Policy::LeastLoaded,
-        };
+        let (serving, addresses) = (&self.choices.serving, [self.listen.ip()]);
+        let authority = serving.authority(&self.node.dir)?;
+        let (network, clients) = serving::networks(authority.as_ref(), &serving.tls.tls_name, &addresses)?;
+        let node = self.node.parts(network)?;
+        let listener = listen(&clients, self.listen).await?;
+        let http = TlsNetwork::local_address(&listener)?;
         let role = match self.role {
             RoleArg::Both => Role::Both,
             RoleArg::Router => Role::Router,
             RoleArg::Controller => Role::Controller,
         };
-        let config = if self.several { one_of_several(policy, &node.entropy) } else { only_balancer(policy, &node.entropy) };
-        let config = BalancerConfig { role, ..config };
+        let config = BalancerConfig { role, ..self.choices.config(&node.entropy) };
+        let config = if self.several || self.register.is_shared() { config } else { only_balancer(config) };
         let balancer = BalancerNode::start(BalancerParts { node, config, register, provisioner }).await?;
-        let (access, hosts) = self.choices.access.settle(&[self.listen.ip()], &self.node.dir)?;
-        let settings = HttpSettings { on_conflict: self.choices.on_conflict.into(), access, hosts, ..HttpSettings::default() };
+        let settings = serving.settle(&addresses, &self.node.dir, self.choices.on_conflict)?;
         let router = http::balancer::router(balancer.handle(), settings.clone());
         let stopper = balancer.stop();
         let watch = stopper.watch();
@@ -340,7 +415,7 @@ impl BalancerCommand {
             is_ready = async { balancer.handle().ready().await } => if is_ready { ready(http) },
             () = &mut stop => stopper.stop(),
         }
-        let serve = http::serve::<TokioNetwork>(listener, router, settings, watch);
+        let serve = http::serve::<TlsNetwork>(listener, router, settings, watch);
         let mut serve = std::pin::pin!(serve);
         let is_over = tokio::select! {
             () = &mut stop, if !*stopper.watch().borrow() => { stopper.stop(); false }
@@ -351,6 +426,11 @@ impl BalancerCommand {
             serve.await;
         }
         Ok(balancer.join().await?)
+    }
+
+    fn tell_ready(&self) -> impl FnOnce(String) + use<> {
+        let scheme = self.choices.serving.tls.scheme();
+        move |http| println!("Twinshard's balancer is ready on {scheme}://{http}")
     }
 }
 
@@ -391,7 +471,7 @@ pub struct ServerCommand {
     #[arg(long, default_value = "127.0.0.1:0", value_parser = address)]
     peer_listen: SocketAddr,
     #[command(flatten)]
-    access: AccessArgs,
+    serving: ServingArgs,
     #[command(flatten)]
     rows: RowsArgs,
     /// Speak with a supervisor over standard input and output, and end when it does
@@ -416,15 +496,15 @@ impl ServerCommand {
     /// If it cannot start, or its storage fails.
     pub async fn run(self) -> Result<(), Failure> {
         super::log_to_stderr();
-        self.access.check(&self.addresses())?;
+        self.serving.access.check(&self.addresses())?;
         let result = if self.child {
             let ready =
                 |address: &Address| print_line(&ReadyLine::Ready { http: address.http.to_string(), peer: address.peer.to_string() });
             self.serve(input_closed(), ready).await
         } else {
-            let name = self.name.clone();
+            let (name, scheme) = (self.name.clone(), self.serving.tls.scheme());
             let ready = |address: &Address| {
-                println!("{name} is ready on http://{}", address.http);
+                println!("{name} is ready on {scheme}://{}", address.http);
                 Ok(())
             };
             self.serve(told_to_stop()?, ready).await
@@ -443,13 +523,14 @@ impl ServerCommand {
         let (Some(cluster), Some(secret_file)) = (self.cluster, self.secret_file.clone()) else {
             return Err(Failure::new("--cluster and --secret-file are needed"));
         };
-        let args = NodeArgs { dir: self.dir.clone(), cluster, secret_file, child: self.child };
-        let listener = listen(&TokioNetwork, self.listen_address()).await?;
+        let args = NodeArgs { dir: self.dir.clone(), cluster: Some(cluster), secret_file, child: self.child };
+        let (network, clients) = self.networks()?;
+        let listener = listen(&clients, self.listen_address()).await?;
         let mut stop = std::pin::pin!(stop);
         // It may wait for a database.
         let server = tokio::select! {
             () = &mut stop => return Ok(()),
-            server = self.start(&args, &self.dir) => server?,
+            server = self.start(&args, network, &self.dir) => server?,
         };
         self.serve_http(server, listener, None, stop, ready).await
     }
@@ -462,22 +543,23 @@ impl ServerCommand {
     ) -> Result<(), Failure> {
         make_dir(&self.dir)?;
         let cluster = cluster_id(&self.dir)?;
-        register_is_where_its_data_is(&self.dir)?;
         let secret_file = self.dir.join("secret");
         Secret::load_or_create(&secret_file)?;
-        let args = NodeArgs { dir: self.dir.clone(), cluster, secret_file, child: false };
+        let args = NodeArgs { dir: self.dir.clone(), cluster: Some(cluster), secret_file, child: false };
         // Before anything else, so that a taken port is told at once.
-        let listener = listen(&TokioNetwork, self.listen_address()).await?;
-        let http = TokioNetwork::local_address(&listener)?;
+        let (network, clients) = self.networks()?;
+        let listener = listen(&clients, self.listen_address()).await?;
+        let http = TlsNetwork::local_address(&listener)?;
         let mut stop = std::pin::pin!(stop);
+        // Before the store is made, which must not be there without a register.
+        let register = register::open_file(&self.dir, cluster)?;
         let store = self.dir.join("store");
         let server = tokio::select! {
             () = &mut stop => return Ok(()),
-            server = self.start(&args, &store) => server?,
+            server = self.start(&args, network.clone(), &store) => server?,
         };
-        let register = open_register(&self.dir, cluster)?;
-        let node = args.parts()?;
-        let config = only_balancer(Policy::default(), &node.entropy);
+        let node = args.parts(network)?;
+        let config = only_balancer(BalancerConfig { seed: node.entropy.below(u64::MAX), ..BalancerConfig::default() });
         let address = Address { http: http.into(), peer: server.peer_address().into() };
         let provisioner = Itself { id: ServerId(self.id), address };
         let balancer = BalancerNode::start(BalancerParts { node, config, register, provisioner }).await?;
@@ -492,35 +574,41 @@ impl ServerCommand {
         result
     }
 
-    async fn start(&self, args: &NodeArgs, dir: &Path) -> Result<ServerNode, Failure> {
-        let node = args.parts()?;
+    fn networks(&self) -> Result<(TlsNetwork, TlsNetwork), Failure> {
+        let ServingArgs { tls, .. } = &self.serving;
+        let names: Vec<String> = tls.tls_name.iter().cloned().chain([self.name.clone()]).collect();
+        Ok(serving::networks(self.serving.authority(&self.dir)?.as_ref(), &names, &self.addresses())?)
+    }
+
+    async fn start(&self, args: &NodeArgs, network: TlsNetwork, dir: &Path) -> Result<ServerNode, Failure> {
+        let node = args.parts(network)?;
         let disk: Arc<dyn Disk> = Arc::new(RealDisk::open(dir)?);
         let server = ServerId(self.id);
         // Far below the largest number, so that it can grow for ever.
         let first_owner = OwnerNumber(node.entropy.below(1 << 48) + 1);
-        let identity = Identity { cluster: args.cluster, server };
+        let cluster = args.cluster()?;
+        let identity = Identity { cluster, server };
         let Opened { log, rows, recovered, owner } = self.rows.open(disk, identity, first_owner).await?;
         let config = ServerConfig { server, owner, settings: ServerSettings::default(), planted: Planted::NONE };
         let peer_address = self.peer_listen.to_string();
-        Ok(ServerNode::start(ServerParts { node, cluster: args.cluster, peer_address, config, recovered, log, rows }).await?)
+        Ok(ServerNode::start(ServerParts { node, cluster, peer_address, config, recovered, log, rows }).await?)
     }
 
     async fn serve_http(
         &self,
         server: ServerNode,
-        listener: <TokioNetwork as Network>::Listener,
+        listener: <TlsNetwork as Network>::Listener,
         standalone: Option<crate::handle::BalancerHandle>,
         stop: impl Future<Output = ()>,
         ready: impl FnOnce(&Address) -> Result<(), Failure>,
     ) -> Result<(), Failure> {
-        let address = Address { http: TokioNetwork::local_address(&listener)?.into(), peer: server.peer_address().into() };
+        let address = Address { http: TlsNetwork::local_address(&listener)?.into(), peer: server.peer_address().into() };
         let identity = ServerIdentity { name: self.name.clone(), number: self.number, standalone };
-        let (access, hosts) = self.access.settle(&self.addresses(), &self.dir)?;
-        let settings = HttpSettings { access, hosts, ..HttpSettings::default() };
+        let settings = self.serving.settle(&self.addresses(), &self.dir, OnConflictArg::Replace)?;
         let router = http::server::router(server.handle(), identity, settings.clone());
         let stopper = server.stop();
         ready(&address)?;
-        let serve = http::serve::<TokioNetwork>(listener, router, settings, stopper.watch());
+        let serve = http::serve::<TlsNetwork>(listener, router, settings, stopper.watch());
         let mut serve = std::pin::pin!(serve);
         let finished = tokio::select! {
             () = stop => { stopper.stop(); false }
@@ -550,7 +638,7 @@ impl Provisioner for Itself {
     }
 }
 
-async fn listen(network: &TokioNetwork, address: SocketAddr) -> Result<<TokioNetwork as Network>::Listener, Failure> {
+async fn listen(network: &TlsNetwork, address: SocketAddr) -> Result<<TlsNetwork as Network>::Listener, Failure> {
     let failed = |error| Failure::new(format!("could not listen on {address}: {error}"));
     network.listen(&address.to_string()).await.map_err(failed)
 }

@@ -1,6 +1,8 @@
 //! Where a server keeps its rows: the options, and the opening. The log is always a file of its own.
 
 use super::Failure;
+#[cfg(feature = "mysql")]
+use crate::mysql::MysqlSettings;
 use crate::{
     disk::Disk,
     log::file::Identity,
@@ -77,17 +79,18 @@ impl RowsArgs {
     }
 
     #[cfg(feature = "mysql")]
-    fn settings(&self) -> Result<Option<crate::rows::mysql::MysqlSettings>, Failure> {
+    fn settings(&self) -> Result<Option<MysqlSettings>, Failure> {
         let (RowsArg::Mysql, Some(url)) = (self.rows, &self.database_url) else { return Ok(None) };
-        let password = match &self.database_password_file {
-            Some(file) => crate::secret::private_text(file, PASSWORD_BYTES_MAX)?,
-            None => String::new(),
-        };
-        let password = password.trim_end_matches(['\r', '\n']);
-        let mut settings = crate::rows::mysql::MysqlSettings::new(url, password)
-            .and_then(|settings| settings.with_prefix(&self.database_name))
-            .map_err(Failure::new)?;
+        let password = password(self.database_password_file.as_deref())?;
+        let mut settings = MysqlSettings::new(url, &password, &self.database_name).map_err(Failure::new)?;
         settings.patience = DATABASE_PATIENCE;
         Ok(Some(settings))
     }
+}
+
+/// What the file holds, that only its owner may read; nothing where there is none.
+#[cfg(feature = "mysql")]
+pub(super) fn password(file: Option<&std::path::Path>) -> Result<String, Failure> {
+    let text = file.map(|file| crate::secret::private_text(file, PASSWORD_BYTES_MAX)).transpose()?.unwrap_or_default();
+    Ok(text.trim_end_matches(['\r', '\n']).to_owned())
 }

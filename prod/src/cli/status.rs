@@ -103,16 +103,14 @@ fn render(status: &Value, out: &mut String) -> std::fmt::Result {
         })
         .collect();
     columns(out, ["shard", "keys", "epoch", "primary", "quorum", "stands", "replicas"], &shards)?;
-    let mut first = true;
+    let mut warnings: Vec<String> = list(&status["warnings"]).iter().map(text).collect();
     for shard in list(&status["shards"]) {
-        for warning in list(&shard["warnings"]) {
-            if std::mem::take(&mut first) {
-                writeln!(out)?;
-            }
-            writeln!(out, "warning: {}: {}", text(&shard["Shard_id"]), text(warning))?;
-        }
+        warnings.extend(list(&shard["warnings"]).iter().map(|warning| format!("{}: {}", text(&shard["Shard_id"]), text(warning))));
     }
-    Ok(())
+    if !warnings.is_empty() {
+        writeln!(out)?;
+    }
+    warnings.iter().try_for_each(|warning| writeln!(out, "warning: {warning}"))
 }
 
 /// Left-aligned columns as wide as their widest cell.
@@ -139,7 +137,7 @@ mod tests {
     #[test]
     fn table_shows_shards_servers_and_warnings() {
         let status = json!({
-            "cluster": "c1", "version": 7, "schema": {},
+            "cluster": "c1", "version": 7, "schema": {}, "warnings": ["the register is away"],
             "health": { "Server0": { "state": "up", "silence_ms": 12, "respawns": 1, "http": "127.0.0.1:4000" } },
             "shards": [{
                 "Stud_id_low": 0, "Shard_id": "sh1", "Shard_size": 4096, "primary_server": "Server0", "epoch": 3, "write_quorum": 1,
@@ -157,6 +155,7 @@ Server0  up     12 ms ago  1         127.0.0.1:4000
 shard  keys     epoch  primary  quorum  stands  replicas
 sh1    0..4095  3      Server0  1       0/0/0   Server0:primary+0
 
+warning: the register is away
 warning: sh1: one replica
 ";
         assert_eq!(table(&status), expected);

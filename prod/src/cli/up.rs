@@ -3,7 +3,7 @@
 
 use super::{Failure, make_dir, nodes::Choices};
 use crate::{
-    provision::process::{ProcessProvisioner, ProcessSettings},
+    provision::process::{ProcessProvisioner, ProcessSettings, Signal, send},
     register::{RegisterError, redb::RedbRegister},
     supervised::{FromBalancer, Services, serve_balancer},
 };
@@ -22,7 +22,7 @@ use tokio::{
     io::BufReader,
     process::{Child, Command},
     signal::unix::{SignalKind, signal},
-    sync::watch,
+    sync::{mpsc, watch},
     task::JoinSet,
     time::{Instant, sleep, timeout},
 };
@@ -36,6 +36,8 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 const RESTART_WAIT: Duration = Duration::from_millis(100);
 /// See [`RESTART_WAIT`].
 const RESTART_WAIT_MAX: Duration = Duration::from_secs(5);
+/// Signals that may wait for one balancer.
+const SIGNALS_MAX: usize = 16;
 /// More are of no use on one machine.
 const BALANCERS_MAX: i64 = 16;
 
@@ -75,12 +77,14 @@ impl Up {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
         let cluster = LocalCluster::start(&self.dir, self.bind, self.port, self.balancers, self.choices.clone()).await?;
-        let urls: Vec<String> = cluster.balancers.iter().map(|http| format!("http://{http}")).collect();
+        let urls: Vec<String> = cluster.balancers.iter().map(|http| format!("{}://{http}", cluster.scheme)).collect();
         println!("Twinshard is ready on {}  (data in {})", urls.join(" and "), self.dir.display());
         println!();
         println!("Set it up with the course's default cluster:");
-        println!("  curl -X POST {}/init -d '{}'", cluster.url(), super::topology::default_cluster());
-        if let Some(tokens) = self.choices.access.token_dir(&self.dir) {
+        let certificate = self.choices.serving.certificate(&self.dir);
+        let trust = certificate.as_ref().map(|file| format!("--cacert {} ", file.display())).unwrap_or_default();
+        println!("  curl {trust}-X POST {}/init -d '{}'", cluster.url(), super::topology::default_cluster());
+        if let Some(tokens) = self.choices.serving.access.token_dir(&self.dir) {
             let (admin, data) = (tokens.join("admin.token"), tokens.join("data.token"));
             println!(
                 "each with  -H \"Authorization: Bearer $(cat {})\"; {} is enough to read and write rows.",
@@ -88,7 +92,8 @@ impl Up {
                 data.display()
             );
         }
-        println!("then try `twinshard status --url {0}` or `twinshard bench --run a1 --url {0}`.", cluster.url());
+        let trust = certificate.map(|file| format!(" --ca {}", file.display())).unwrap_or_default();
+        println!("then try `twinshard status --url {0}{trust}` or `twinshard bench --run a1 --url {0}{trust}`.", cluster.url());
         println!("Ctrl-C stops everything; what was written stays.");
         io::stdout().flush()?;
         tokio::select! {
@@ -107,8 +112,11 @@ impl Up {
 pub struct LocalCluster {
     /// Where the balancers serve clients, `host:port`; one at least.
     balancers: Vec<String>,
+    /// What their URLs begin with.
+    scheme: &'static str,
     /// What runs the servers.
     pub provisioner: Arc<ProcessProvisioner>,
+    signals: Vec<mpsc::Sender<Signal>>,
     stop: watch::Sender<bool>,
     keepers: JoinSet<()>,
     _lock: File,
@@ -121,7 +129,7 @@ impl LocalCluster {
     /// If the directory is in use or not usable, a port is taken, or a balancer does not come up.
     pub async fn start(dir: &Path, bind: IpAddr, port: u16, balancer_count: u16, choices: impl Into<Choices>) -> Result<Self, Failure> {
         let choices = choices.into();
-        choices.access.check(&[bind])?;
+        choices.check(&[bind])?;
         make_dir(dir)?;
         let dir = dir.canonicalize()?;
         let lock = lock(&dir).await?;
@@ -135,25 +143,24 @@ impl LocalCluster {
             ports.push(free_port(bind, wanted).await?);
         }
         let program = std::env::current_exe()?;
-        let tokens = choices.access.token_dir(&dir);
-        if let Some(tokens) = &tokens {
-            // Before the children look for them.
-            choices.access.settle(&[bind], &dir)?;
-            tracing::info!(tokens = %tokens.display(), "clients must show a token");
-        }
-        let settings = ProcessSettings { program: program.clone(), dir: dir.clone(), cluster, tokens };
+        // Before the children look for them.
+        choices.serving.access.settle(&[bind], &dir)?;
+        choices.serving.authority(&dir)?;
+        let settings = ProcessSettings { program: program.clone(), dir: dir.clone(), cluster, serving: choices.serving.words(&dir) };
         let provisioner = Arc::new(ProcessProvisioner::new(settings));
         let register = Arc::new(Mutex::new(open_register(&dir, cluster)?));
         let services = Services { provisioner: Arc::clone(&provisioner), register };
         let (stop, stopped) = watch::channel(false);
         let mut keepers = JoinSet::new();
-        let mut starting = Vec::new();
+        let (mut starting, mut signals) = (Vec::new(), Vec::new());
         for port in ports {
             let (ready, served) = watch::channel(None);
             let several = balancer_count > 1;
             let balancer = Balancer { program: program.clone(), dir: dir.clone(), cluster, bind, port, several, choices: choices.clone() };
-            keepers.spawn(keep_balancer(balancer, services.clone(), stopped.clone(), ready));
+            let (signal, signalled) = mpsc::channel(SIGNALS_MAX);
+            keepers.spawn(keep_balancer(balancer, services.clone(), stopped.clone(), ready, signalled));
             starting.push(served);
+            signals.push(signal);
         }
         let mut balancers = Vec::new();
         for mut served in starting {
@@ -163,13 +170,27 @@ impl LocalCluster {
                 Ok(None) | Err(_) => return Err(Failure::new("a balancer did not come up; see its messages above")),
             }
         }
-        Ok(Self { balancers, provisioner, stop, keepers, _lock: lock })
+        Ok(Self { balancers, scheme: choices.serving.tls.scheme(), provisioner, signals, stop, keepers, _lock: lock })
     }
 
     /// Where the first balancer serves clients.
     #[must_use]
     pub fn url(&self) -> String {
-        self.balancers.first().map(|http| format!("http://{http}")).unwrap_or_default()
+        self.balancers.first().map(|http| format!("{}://{http}", self.scheme)).unwrap_or_default()
+    }
+
+    /// Where the balancers serve clients, `host:port`.
+    #[must_use]
+    pub fn balancers(&self) -> &[String] {
+        &self.balancers
+    }
+
+    /// Signals a balancer, by its place, as a rehearsal. One that does not run takes no notice.
+    pub async fn signal_balancer(&self, place: usize, signal: Signal) {
+        if let Some(signals) = self.signals.get(place) {
+            // Its keeper ends with the cluster only.
+            let _ = signals.send(signal).await;
+        }
     }
 
     /// Stops the balancers, then the servers.
@@ -208,12 +229,10 @@ impl Balancer {
             .arg(self.dir.join("secret"))
             .arg("--listen")
             .arg(SocketAddr::from((self.bind, self.port)).to_string())
-            .arg("--policy")
-            .arg(self.choices.policy.name())
-            .arg("--on-conflict")
-            .arg(self.choices.on_conflict.name())
-            .args(self.choices.access.words(&self.dir))
+            .args(self.choices.words(&self.dir))
             .arg("--child")
+            // What it is told is all there is.
+            .env_remove("TWINSHARD_CONFIG")
             .envs((self.choices.is_quiet && std::env::var_os("TWINSHARD_LOG").is_none()).then_some(("TWINSHARD_LOG", "error")))
             .args(self.several.then_some("--several"))
             .stdin(Stdio::piped())
@@ -231,13 +250,15 @@ async fn keep_balancer(
     services: Services,
     mut stopped: watch::Receiver<bool>,
     ready: watch::Sender<Option<Result<String, String>>>,
+    mut signals: mpsc::Receiver<Signal>,
 ) {
     let mut wait = RESTART_WAIT;
     loop {
         let born = Instant::now();
+        while signals.try_recv().is_ok() {}
         match balancer.spawn() {
             Ok(mut child) => {
-                if let Err(error) = live(&mut child, &services, &mut stopped, &ready).await {
+                if let Err(error) = live(&mut child, &services, &mut stopped, &ready, &mut signals).await {
                     tracing::warn!(%error, "the balancer's control channel broke");
                 }
                 end(child).await;
@@ -277,6 +298,7 @@ async fn live(
     services: &Services,
     stopped: &mut watch::Receiver<bool>,
     ready: &watch::Sender<Option<Result<String, String>>>,
+    signals: &mut mpsc::Receiver<Signal>,
 ) -> io::Result<()> {
     let (Some(stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
         return Err(io::Error::other("no standard input or output"));
@@ -298,9 +320,14 @@ async fn live(
         FromBalancer::Ask { .. } => {}
     };
     // Dropping the pipes asks the balancer to end.
-    tokio::select! {
-        result = serve_balancer(BufReader::new(stdout), stdin, services.clone(), said) => result,
-        _ = stopped.wait_for(|stop| *stop) => Ok(()),
+    let serve = serve_balancer(BufReader::new(stdout), stdin, services.clone(), said);
+    let mut serve = std::pin::pin!(serve);
+    loop {
+        tokio::select! {
+            result = &mut serve => return result,
+            _ = stopped.wait_for(|stop| *stop) => return Ok(()),
+            Some(signal) = signals.recv() => drop(send(child, signal)?),
+        }
     }
 }
 

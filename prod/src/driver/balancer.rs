@@ -7,6 +7,7 @@ use crate::{
     peer::{Identity, Inbound, Peers},
     provision::Provisioner,
     register::{Register, RegisterError},
+    request_id,
 };
 use std::{pin::Pin, sync::Arc, time::Duration};
 use tokio::{
@@ -17,8 +18,9 @@ use tokio::{
 use twinshard_core::{
     balancer::BalancerMachine,
     effect::{BalancerEffect, BalancerInput, ProvisionAnswer, ProvisionCommand, RegisterAnswer},
-    id::{MapVersion, NodeId, Token},
+    id::{MapVersion, NodeId, ServerId, Token},
     map::ClusterMap,
+    message::Message,
     request::{Reply, Request},
 };
 
@@ -214,14 +216,17 @@ impl<N: Network, P: Provisioner> BalancerDriver<N, P> {
     /// The machine bounds how many it takes (`requests_max`) and answers the others at once.
     fn asked(&mut self, ask: Ask<Request, Reply>, inputs: &mut Vec<BalancerInput>) {
         let deadline = self.clock.at(ask.deadline);
-        let token = self.pending.add(ask.reply);
+        let token = self.pending.add(ask.reply, ask.id);
         inputs.push(BalancerInput::Request { token, request: ask.request, deadline });
     }
 
     fn carry_out(&mut self, effects: &mut Vec<BalancerEffect>) -> Result<(), NodeError> {
         for effect in effects.drain(..) {
             match effect {
-                BalancerEffect::Send { to, message } => self.peers.send(NodeId::Server(to), message),
+                BalancerEffect::Send { to, message } => {
+                    self.log_exchange(to, &message);
+                    self.peers.send(NodeId::Server(to), message);
+                }
                 BalancerEffect::Reply { token, reply } => {
                     self.pending.answer(token, reply);
                 }
@@ -234,6 +239,18 @@ impl<N: Network, P: Provisioner> BalancerDriver<N, P> {
         }
         self.introduce();
         Ok(())
+    }
+
+    /// Says of which request an exchange with a server is a part.
+    fn log_exchange(&self, server: ServerId, message: &Message) {
+        if let Some((part, tag)) = request_id::asked(message)
+            && tracing::enabled!(target: request_id::TARGET, tracing::Level::DEBUG)
+            && let Some(request) = self.machine.request_of(tag).and_then(|token| self.pending.id(token))
+            && let Some(id) = self.machine.id()
+        {
+            let exchange = format_args!("{id}/{}", tag.number);
+            tracing::debug!(target: request_id::TARGET, %request, exchange = %exchange, part, to = %server, "asks");
+        }
     }
 
     /// Tells the transport who it speaks for, and routers and transport the newest map, once the machine has an id: it is minted in the

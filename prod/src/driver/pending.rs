@@ -1,5 +1,6 @@
 //! The requests a machine has not answered yet, and where each answer goes.
 
+use crate::request_id::RequestId;
 use std::collections::BTreeMap;
 use tokio::sync::oneshot;
 use twinshard_core::id::Token;
@@ -8,7 +9,7 @@ use twinshard_core::id::Token;
 #[derive(Debug)]
 pub(super) struct Pending<A> {
     last: Token,
-    replies: BTreeMap<Token, oneshot::Sender<A>>,
+    replies: BTreeMap<Token, (oneshot::Sender<A>, Option<RequestId>)>,
 }
 
 impl<A> Pending<A> {
@@ -20,24 +21,29 @@ impl<A> Pending<A> {
         self.replies.len()
     }
 
-    pub(super) fn add(&mut self, reply: oneshot::Sender<A>) -> Token {
+    pub(super) fn add(&mut self, reply: oneshot::Sender<A>, id: Option<RequestId>) -> Token {
         self.last = self.last.next();
-        self.replies.insert(self.last, reply);
+        self.replies.insert(self.last, (reply, id));
         self.last
+    }
+
+    /// The name of an open request, if it has one.
+    pub(super) fn id(&self, token: Token) -> Option<&RequestId> {
+        self.replies.get(&token).and_then(|(_, id)| id.as_ref())
     }
 
     /// Hands the answer over. `false` if no such request is open: it was given up before.
     pub(super) fn answer(&mut self, token: Token, answer: A) -> bool {
         match self.replies.remove(&token) {
             // Who asked may be gone by now; then nobody is to be told.
-            Some(reply) => reply.send(answer).is_ok(),
+            Some((reply, _)) => reply.send(answer).is_ok(),
             None => false,
         }
     }
 
     /// Forgets the requests that nobody waits for any more, and names them in order.
     pub(super) fn sweep(&mut self) -> Vec<Token> {
-        let gone: Vec<Token> = self.replies.iter().filter(|(_, reply)| reply.is_closed()).map(|(token, _)| *token).collect();
+        let gone: Vec<Token> = self.replies.iter().filter(|(_, (reply, _))| reply.is_closed()).map(|(token, _)| *token).collect();
         for token in &gone {
             self.replies.remove(token);
         }
@@ -53,9 +59,9 @@ mod tests {
     fn answers_reach_who_asked_and_the_gone_are_swept_once() {
         let mut pending = Pending::new();
         let (reply, mut first) = oneshot::channel();
-        let first_token = pending.add(reply);
+        let first_token = pending.add(reply, None);
         let (reply, second) = oneshot::channel::<u32>();
-        let second_token = pending.add(reply);
+        let second_token = pending.add(reply, None);
         assert_ne!(first_token, second_token);
         drop(second);
         assert_eq!(pending.sweep(), vec![second_token]);

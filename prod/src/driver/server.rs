@@ -6,6 +6,7 @@ use crate::{
     log::{Log, LogError},
     net::Network,
     peer::{Inbound, Peers},
+    request_id,
     rows::{RowStore, StoreError},
 };
 use std::{pin::Pin, sync::Arc};
@@ -205,6 +206,7 @@ impl<N: Network> ServerDriver<N> {
             if let Message::ToServer(ToServer::Map { version, map }) = &message {
                 self.learn(*version, map);
             }
+            request_id::log_exchange(from, request_id::asked(&message), self.node, "asked");
             inputs.push(ServerInput::Message { from, message });
         }
     }
@@ -226,19 +228,22 @@ impl<N: Network> ServerDriver<N> {
             self.pending.sweep();
         }
         if self.pending.len() >= REQUESTS_MAX {
-            let token = self.pending.add(ask.reply);
+            let token = self.pending.add(ask.reply, ask.id);
             self.pending.answer(token, ServerReply::Failed(RequestError::Overloaded));
             return;
         }
         let deadline = self.clock.at(ask.deadline);
-        let token = self.pending.add(ask.reply);
+        let token = self.pending.add(ask.reply, ask.id);
         inputs.push(ServerInput::Request { token, request: ask.request, deadline });
     }
 
     fn carry_out(&mut self, effects: &mut Vec<ServerEffect>) -> Result<(), NodeError> {
         for effect in effects.drain(..) {
             match effect {
-                ServerEffect::Send { to, message } => self.peers.send(to, message),
+                ServerEffect::Send { to, message } => {
+                    request_id::log_exchange(to, request_id::answered(&message), self.node, "answers");
+                    self.peers.send(to, message);
+                }
                 ServerEffect::Persist { token, batch } => {
                     self.unsynced.0.push(token);
                     self.unsynced.1.push(batch);

@@ -88,11 +88,11 @@ impl Access {
 }
 
 /// What a request needs; `None` for what a probe may ask. What is not known here needs the most.
-fn needed(method: &Method, path: &str) -> Option<Role> {
+pub(super) fn needed(method: &Method, path: &str) -> Option<Role> {
     match path {
-        "/heartbeat" | "/healthz" | "/readyz" => None,
-        "/home" | "/rep" | "/status" | "/events" | "/metrics" | "/read" | "/write" | "/update" | "/del" | "/copy" | "/get_wal"
-        | "/get_wal_count" => Some(Role::Data),
+        "/heartbeat" | "/healthz" | "/readyz" | "/openapi.json" => None,
+        "/home" | "/rep" | "/status" | "/explain" | "/events" | "/metrics" | "/read" | "/write" | "/update" | "/del" | "/copy"
+        | "/get_wal" | "/get_wal_count" => Some(Role::Data),
         "/primary_elect" | "/primary-elect" if *method == Method::GET => Some(Role::Data),
         _ if path.starts_with("/read/") => Some(Role::Data),
         _ => Some(Role::Admin),

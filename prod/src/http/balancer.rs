@@ -2,6 +2,7 @@
 
 mod keys;
 mod measures;
+mod operators;
 mod writes;
 
 pub(super) use writes::{idempotency, inserts};
@@ -10,7 +11,7 @@ use super::{
     Answer, Call, HttpSettings, allow,
     error::ApiError,
     guard::{Guard, guard},
-    json, json_response, ops,
+    json, json_response, openapi, ops,
     stream::{self, Format, Got, Page, Section, Want},
 };
 use crate::handle::BalancerHandle;
@@ -35,7 +36,7 @@ use twinshard_core::{
     id::{LogIndex, ShardId},
     map::{ClusterMap, ReplicaStage, ServerGoal},
     message::LeadStage,
-    request::{Consistency, Health, NewServer, Reply, RequestError, Rows, Status},
+    request::{Consistency, NewServer, Reply, RequestError, Rows, Status},
     schema::Schema,
     value::{Key, KeyRange},
 };
@@ -56,6 +57,7 @@ struct App {
 /// The router of a balancer.
 pub fn router(handle: BalancerHandle, settings: HttpSettings) -> Router {
     let guarded = Guard::new(&settings, handle.telemetry().clone());
+    let common = ops::router(handle.clone(), openapi::document("A balancer of Twinshard", openapi::BALANCER));
     let app = App { handle, settings: Arc::new(settings), keys: keys::Keys::default(), started: Instant::now() };
     Router::new()
         .route("/init", any(init))
@@ -70,13 +72,14 @@ pub fn router(handle: BalancerHandle, settings: HttpSettings) -> Router {
         .route("/del", any(writes::delete))
         .route("/primary_elect", any(primary))
         .route("/primary-elect", any(primary))
+        .route("/move", any(operators::move_replica))
+        .route("/drain", any(operators::drain))
+        .route("/explain", any(operators::explain))
         .route("/home", any(home))
-        .route("/healthz", any(healthz))
-        .route("/readyz", any(readyz))
         .route("/metrics", any(metrics))
-        .route("/events", any(events))
         .fallback(unknown)
         .with_state(app)
+        .merge(common)
         .layer(middleware::from_fn_with_state(guarded, guard))
 }
 
@@ -141,21 +144,6 @@ async fn init(State(app): State<App>, request: Request) -> Answer {
         Reply::Initialised => Ok(json_response(StatusCode::OK, &json!({ "message": "Configured Database", "status": "success" }))),
         other => Err(unexpected(&other)),
     }
-}
-
-async fn healthz(State(app): State<App>, request: Request) -> Answer {
-    allow(&request, &[Method::GET])?;
-    ops::alive(app.handle.load().0)
-}
-
-async fn readyz(State(app): State<App>, request: Request) -> Answer {
-    allow(&request, &[Method::GET])?;
-    ops::ready(app.handle.map().as_ref().map(|(_, map)| &**map))
-}
-
-async fn events(State(app): State<App>, request: Request) -> Answer {
-    allow(&request, &[Method::GET])?;
-    ops::events(app.handle.telemetry(), app.handle.map().as_ref().map(|(_, map)| &**map), request.uri())
 }
 
 async fn metrics(State(app): State<App>, request: Request) -> Answer {
@@ -223,13 +211,7 @@ fn status_json(status: &Status) -> Value {
             let value = json!({
                 "id": id.0,
                 "number": record.number,
-                "state": match seen.health {
-                    Health::Starting => "starting",
-                    Health::Up => "up",
-                    Health::Suspect => "suspect",
-                    Health::Down => "down",
-                    Health::Leaving => "leaving",
-                },
+                "state": operators::health_word(seen.health),
                 "silence_ms": seen.silence.map(twinshard_core::time::Duration::as_millis),
                 "respawns": seen.respawn_count,
                 "requests": seen.request_count,
@@ -252,6 +234,7 @@ fn status_json(status: &Status) -> Value {
         "health": health,
         "cluster": map.cluster.to_string(),
         "version": status.version.0,
+        "warnings": status.warnings,
     })
 }
 

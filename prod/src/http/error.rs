@@ -75,6 +75,12 @@ impl ApiError {
         RequestError::Overloaded.into()
     }
 
+    /// 429 (RFC 6585): nothing was applied, ask again.
+    pub(super) fn too_fast() -> Self {
+        let words = "Too many requests from this address";
+        Self { retryable: true, ..Self::new(StatusCode::TOO_MANY_REQUESTS, "too-many-requests", words) }
+    }
+
     /// What the client reads.
     pub(super) fn body(&self) -> Value {
         let mut body = json!({
@@ -100,7 +106,7 @@ impl ApiError {
             "key-exists" => "use PUT /update, or on_conflict replace or skip",
             "no-such-row" => "POST /write adds it",
             "idempotency-key-reused" => "use a new Idempotency-Key for a new request",
-            "overloaded" => "wait as Retry-After says, then ask again",
+            "overloaded" | "too-many-requests" => "wait as Retry-After says, then ask again",
             "shard-unavailable" | "no-server" | "register-unavailable" => "GET /status shows what is down; ask again",
             "outcome-unknown" => "it may have been applied or still may, at most once: read, or repeat it with the same Idempotency-Key",
             "still-changing" => "ask the same again to wait for the end",
@@ -172,7 +178,7 @@ fn applied_name(applied: Applied) -> &'static str {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = super::json_response(self.status, &self.body());
-        if self.status == StatusCode::SERVICE_UNAVAILABLE {
+        if [StatusCode::SERVICE_UNAVAILABLE, StatusCode::TOO_MANY_REQUESTS].contains(&self.status) {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }
         if self.status == StatusCode::UNAUTHORIZED {

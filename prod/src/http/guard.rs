@@ -1,14 +1,27 @@
 //! What keeps a web page from using the API of a machine that a browser runs on (DESIGN 8), and bounds what is under way.
 
-use super::{HttpSettings, access::Access, error::ApiError, leftover};
-use crate::telemetry::Telemetry;
+use super::{
+    HttpSettings,
+    access::{self, Access},
+    error::ApiError,
+    leftover,
+    rate::RateLimiter,
+};
+use crate::{
+    request_id::{self, RequestIds},
+    telemetry::Telemetry,
+};
 use axum::{
     extract::{MatchedPath, Request, State},
     http::{HeaderMap, Method, StatusCode, header},
     middleware::Next,
     response::{IntoResponse, Response},
 };
-use std::{net::Ipv4Addr, sync::Arc, time::Duration};
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    sync::Arc,
+    time::Duration,
+};
 use tokio::{sync::Semaphore, time::Instant};
 
 /// Which names a request may call this node by. A web page that a browser runs can have any name of its own made to mean this node's
@@ -24,13 +37,19 @@ pub enum Hosts {
     Any,
 }
 
+/// Where a request comes from, if its connection has an address.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Client(pub(super) Option<IpAddr>);
+
 /// What the guard needs.
 #[derive(Clone, Debug)]
 pub(super) struct Guard {
     hosts: Hosts,
     access: Access,
     telemetry: Telemetry,
+    ids: RequestIds,
     places: Arc<Semaphore>,
+    rate: Option<Arc<RateLimiter>>,
     read_timeout: Duration,
 }
 
@@ -40,9 +59,21 @@ impl Guard {
             hosts: settings.hosts,
             access: settings.access.clone(),
             telemetry,
+            ids: RequestIds::new(settings.life),
             places: Arc::new(Semaphore::new(settings.requests_max)),
+            rate: settings.rate_max.map(|rate_max| Arc::new(RateLimiter::new(rate_max))),
             read_timeout: settings.read_timeout,
         }
+    }
+
+    fn check(&self, request: &Request) -> Result<(), ApiError> {
+        let (method, path, headers) = (request.method(), request.uri().path(), request.headers());
+        check(headers, self.hosts)?;
+        if let Some(rate) = self.rate.as_ref().filter(|_| access::needed(method, path).is_some()) {
+            let client = request.extensions().get().and_then(|Client(address)| *address);
+            rate.admit(client, Instant::now()).map_err(|_| ApiError::too_fast())?;
+        }
+        self.access.check(method, path, headers)
     }
 }
 
@@ -52,10 +83,9 @@ pub(super) async fn guard(State(guard): State<Guard>, request: Request, next: Ne
     // The route, since paths can be anything.
     let path = request.extensions().get::<MatchedPath>().map_or_else(|| "other".to_owned(), |path| path.as_str().to_owned());
     let method = known(request.method());
+    let id = guard.ids.name(request.headers());
     let (request, leftover) = leftover::watch(request);
-    let allowed =
-        check(request.headers(), guard.hosts).and_then(|()| guard.access.check(request.method(), request.uri().path(), request.headers()));
-    let response = match (allowed, guard.places.try_acquire()) {
+    let mut response = match (guard.check(&request), guard.places.try_acquire()) {
         (Err(error), _) => {
             drop(request);
             error.into_response()
@@ -64,10 +94,15 @@ pub(super) async fn guard(State(guard): State<Guard>, request: Request, next: Ne
             drop(request);
             ApiError::overloaded().into_response()
         }
-        (Ok(()), Ok(_place)) => next.run(request).await,
+        (Ok(()), Ok(_place)) => id.clone().scope(next.run(request)).await,
     };
     leftover.drain(guard.read_timeout).await;
-    guard.telemetry.answered(method, &path, response.status().as_u16(), began.elapsed());
+    let (status, took) = (response.status().as_u16(), began.elapsed());
+    tracing::debug!(target: request_id::TARGET, request = %id, method, path, status, ?took, "answered");
+    if let Some(id) = id.header() {
+        response.headers_mut().insert(request_id::HEADER, id);
+    }
+    guard.telemetry.answered(method, &path, status, took);
     response
 }
 

@@ -1,14 +1,21 @@
 //! What operators and their tools ask of any node: is it alive, is it ready, what has it counted, what has it seen and done.
 
-use super::{Answer, error::ApiError, json_response};
-use crate::telemetry::{Event, Measured, Telemetry, kind};
-use axum::{
-    body::Body,
-    http::{StatusCode, Uri, header},
-    response::IntoResponse,
+use super::{Answer, allow, bytes_response, error::ApiError, json_response};
+use crate::{
+    handle::{Failing, Handle},
+    telemetry::{Event, Measured, Telemetry, kind},
 };
+use axum::{
+    Router,
+    body::Body,
+    extract::{Request, State},
+    http::{Method, StatusCode, header},
+    response::IntoResponse,
+    routing::any,
+};
+use serde::Serialize;
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 use tokio::time::Instant;
 use twinshard_core::{
     config::Configuration,
@@ -20,20 +27,54 @@ use twinshard_core::{
 /// The type of the OpenMetrics text format, which Prometheus takes.
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
+/// What every node answers in the same way.
+pub(super) struct Ops<Q, A> {
+    handle: Handle<Q, A>,
+    document: Arc<Value>,
+}
+
+impl<Q, A> Clone for Ops<Q, A> {
+    fn clone(&self) -> Self {
+        Self { handle: self.handle.clone(), document: Arc::clone(&self.document) }
+    }
+}
+
+/// Its router.
+pub(super) fn router<Q, A>(handle: Handle<Q, A>, document: Value) -> Router
+where
+    Q: Send + 'static,
+    A: Failing + Send + 'static,
+{
+    Router::new()
+        .route("/healthz", any(alive::<Q, A>))
+        .route("/readyz", any(ready::<Q, A>))
+        .route("/events", any(events::<Q, A>))
+        .route("/openapi.json", any(openapi::<Q, A>))
+        .with_state(Ops { handle, document: Arc::new(document) })
+}
+
 /// /healthz: whether the node's own task runs.
-pub(super) fn alive(is_running: bool) -> Answer {
-    if is_running {
+async fn alive<Q, A: Failing>(State(ops): State<Ops<Q, A>>, request: Request) -> Answer {
+    allow(&request, &[Method::GET])?;
+    if ops.handle.load().0 {
         return Ok(json_response(StatusCode::OK, &json!({ "message": "alive", "status": "success" })));
     }
     Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "stopped", "The node has stopped"))
 }
 
 /// /readyz: whether the node knows its cluster, without which it answers little.
-pub(super) fn ready(map: Option<&ClusterMap>) -> Answer {
-    if map.is_some() {
+async fn ready<Q, A: Failing>(State(ops): State<Ops<Q, A>>, request: Request) -> Answer {
+    allow(&request, &[Method::GET])?;
+    if ops.handle.map().is_some() {
         return Ok(json_response(StatusCode::OK, &json!({ "message": "ready", "status": "success" })));
     }
     Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "not-ready", "The node has not read the cluster map yet"))
+}
+
+/// /openapi.json.
+async fn openapi<Q, A>(State(ops): State<Ops<Q, A>>, request: Request) -> Answer {
+    allow(&request, &[Method::GET])?;
+    Ok(json_response(StatusCode::OK, &ops.document))
 }
 
 /// /metrics.
@@ -41,8 +82,11 @@ pub(super) fn metrics(telemetry: &Telemetry, now: Measured) -> Answer {
     Ok(([(header::CONTENT_TYPE, OPEN_METRICS)], Body::from(telemetry.text(now))).into_response())
 }
 
-/// /events?after=NUMBER: the notes with higher numbers, oldest first.
-pub(super) fn events(telemetry: &Telemetry, map: Option<&ClusterMap>, uri: &Uri) -> Answer {
+/// /events?after=NUMBER: the notes with higher numbers, oldest first. With &machine=true also as the machines have them, with the map.
+async fn events<Q, A: Failing>(State(ops): State<Ops<Q, A>>, request: Request) -> Answer {
+    allow(&request, &[Method::GET])?;
+    let (telemetry, map) = (ops.handle.telemetry(), ops.handle.map().map(|(_, map)| map));
+    let (map, uri) = (map.as_deref(), request.uri());
     let after = uri.query().unwrap_or_default().split('&').find_map(|pair| pair.strip_prefix("after="));
     let after = match after {
         None => 0,
@@ -50,10 +94,31 @@ pub(super) fn events(telemetry: &Telemetry, map: Option<&ClusterMap>, uri: &Uri)
     };
     let now = Instant::now();
     // All of them, since what a configuration changed is told by the one before it.
-    let events = described(&telemetry.events_after(0), &map.cloned().unwrap_or_default(), now);
+    let noted = telemetry.events_after(0);
+    let events = described(&noted, &map.cloned().unwrap_or_default(), now);
     let last = events.last().map_or(0, |(number, _)| *number);
-    let events: Vec<Value> = events.into_iter().filter(|(number, _)| *number > after).map(|(_, event)| event).collect();
-    Ok(json_response(StatusCode::OK, &json!({ "events": events, "last": last, "status": "success" })))
+    let mut events: Vec<(u64, Value)> = events.into_iter().filter(|(number, _)| *number > after).collect();
+    let for_machines = uri.query().unwrap_or_default().split('&').any(|pair| pair == "machine=true");
+    let failed = |error: serde_json::Error| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", error.to_string());
+    if for_machines {
+        for ((_, value), event) in events.iter_mut().zip(noted.iter().filter(|event| event.number > after)) {
+            value["note"] = serde_json::to_value(&event.note).map_err(failed)?;
+        }
+    }
+    let events = events.into_iter().map(|(_, event)| event).collect();
+    let answer = Events { events, last, status: "success", map: map.filter(|_| for_machines) };
+    Ok(bytes_response(StatusCode::OK, serde_json::to_vec(&answer).map_err(failed)?.into(), "application/json"))
+}
+
+/// The answer to /events.
+#[derive(Serialize)]
+struct Events<'a> {
+    events: Vec<Value>,
+    last: u64,
+    status: &'static str,
+    /// Not as a value, which has no numbers as large as a cluster's id.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    map: Option<&'a ClusterMap>,
 }
 
 /// Events for people and tools, with the names that the map has for what they speak of.

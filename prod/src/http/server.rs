@@ -6,7 +6,7 @@ use super::{
     bytes_response,
     error::ApiError,
     guard::{Guard, guard},
-    json, json_response, ops,
+    json, json_response, openapi, ops,
     stream::{self, Format, Got, Page, Section, Want},
 };
 use crate::{
@@ -66,6 +66,7 @@ struct App {
 /// The router of a server.
 pub fn router(handle: ServerHandle, identity: ServerIdentity, settings: HttpSettings) -> Router {
     let guarded = Guard::new(&settings, handle.telemetry().clone());
+    let common = ops::router(handle.clone(), openapi::document("A server of Twinshard", openapi::SERVER));
     let app = App { handle, identity: Arc::new(identity), settings: Arc::new(settings) };
     Router::new()
         .route("/heartbeat", any(heartbeat))
@@ -78,12 +79,10 @@ pub fn router(handle: ServerHandle, identity: ServerIdentity, settings: HttpSett
         .route("/config", any(config))
         .route("/get_wal", any(log))
         .route("/get_wal_count", any(log_count))
-        .route("/healthz", any(healthz))
-        .route("/readyz", any(readyz))
         .route("/metrics", any(metrics))
-        .route("/events", any(events))
         .fallback(unknown)
         .with_state(app)
+        .merge(common)
         .layer(middleware::from_fn_with_state(guarded, guard))
 }
 
@@ -155,21 +154,6 @@ fn unexpected(reply: &ServerReply) -> ApiError {
 async fn unknown(request: Request) -> Response {
     let words = format!("'{}' endpoint does not exist", request.uri().path());
     ApiError::new(StatusCode::NOT_FOUND, "no-such-endpoint", words).into_response()
-}
-
-async fn healthz(State(app): State<App>, request: Request) -> Answer {
-    allow(&request, &[Method::GET])?;
-    ops::alive(app.handle.load().0)
-}
-
-async fn readyz(State(app): State<App>, request: Request) -> Answer {
-    allow(&request, &[Method::GET])?;
-    ops::ready(app.handle.map().as_ref().map(|(_, map)| &**map))
-}
-
-async fn events(State(app): State<App>, request: Request) -> Answer {
-    allow(&request, &[Method::GET])?;
-    ops::events(app.handle.telemetry(), app.handle.map().as_ref().map(|(_, map)| &**map), request.uri())
 }
 
 async fn metrics(State(app): State<App>, request: Request) -> Answer {

@@ -186,6 +186,60 @@ fn cluster_that_was_torn_down_begins_anew_with_another_topology() {
 }
 
 #[test]
+fn replicas_are_moved_servers_drained_and_both_explained() {
+    let Cluster { api, .. } = &Cluster::initialised();
+    write_some(api);
+    let kept = api.read(0, 12_287);
+    let held = |shard: &str| -> Vec<String> {
+        let servers = api.status()["servers"].as_object().unwrap().clone();
+        servers.into_iter().filter(|(_, shards)| shards.as_array().unwrap().contains(&json!(shard))).map(|(name, _)| name).collect()
+    };
+    api.ok("POST", "/add", json!({ "n": 1, "servers": { "Server4": [] } }));
+    let from = held("sh1").remove(0);
+    let moved = json!({ "shard": "sh1", "from": from, "to": "Server4" });
+    let done = json!({ "message": format!("Replica of sh1 moved from {from} to Server4"), "status": "successful" });
+    api.is("POST", "/move", moved.clone(), done.clone());
+    assert!(held("sh1").contains(&"Server4".to_owned()) && !held("sh1").contains(&from), "{:?}", held("sh1"));
+    // Again it is done already; back it goes as well.
+    api.is("POST", "/move", moved, done);
+    assert_eq!(api.read(0, 12_287), kept);
+    api.refuses_all([
+        ("POST", "/move", json!({ "shard": "sh1", "from": from }), 400, "invalid-request", "<Error> 'to' is missing"),
+        (
+            "POST",
+            "/move",
+            json!({ "shard": "sh9", "from": from, "to": "Server4" }),
+            400,
+            "no-such-shard",
+            "<Error> Shard 'sh9' does not exist",
+        ),
+        (
+            "POST",
+            "/move",
+            json!({ "shard": "sh1", "from": "Nobody", "to": from }),
+            400,
+            "invalid-request",
+            "<Error> Server 'Nobody' does not exist",
+        ),
+        ("POST", "/drain", json!({ "server": "Nobody" }), 400, "invalid-request", "<Error> Server 'Nobody' does not exist"),
+        ("GET", "/explain", json!({}), 400, "invalid-request", "<Error> give 'key' or 'shard', as in /explain?key=2255"),
+        ("GET", "/explain?key=99999999", Value::Null, 400, "key-out-of-range", "<Error> Key 99999999 is outside every shard's range"),
+    ]);
+    let drained = api.ok("POST", "/drain", json!({ "server": "Server4" }));
+    assert_eq!((&drained["message"], &drained["moves"][0]["shard"]), (&json!("Server4 holds no replica any more"), &json!("sh1")));
+    assert_eq!(api.status()["servers"]["Server4"], json!([]));
+    assert_eq!(api.read(0, 12_287), kept);
+    let explained = api.ok("GET", "/explain?key=2255", Value::Null);
+    assert_eq!((&explained["shard"], &explained["waits_for"], &explained["key"]), (&json!("sh1"), &json!([]), &json!(2255)));
+    let readers: Vec<&Value> = explained["replicas"].as_array().unwrap().iter().map(|replica| &replica["server"]).collect();
+    assert!(
+        readers.contains(&&explained["read"]["server"]) && explained["read"]["why"].as_str().unwrap().starts_with("ring"),
+        "{explained}"
+    );
+    assert_eq!(api.ok("GET", "/explain", json!({ "shard": "sh1" }))["primary_server"], explained["primary_server"]);
+}
+
+#[test]
 fn primaries_are_told_and_moved() {
     let Cluster { api, .. } = &Cluster::initialised();
     let (mut leader, mut epoch) = (String::new(), 0);

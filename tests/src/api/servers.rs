@@ -195,5 +195,5 @@ fn server_on_its_own_is_configured_and_keeps_what_it_has() {
     let second =
         Command::new(production_binary()).args(["server", "--standalone", "--port", "0", "--dir"]).arg(dir.path()).output().unwrap();
     let words = String::from_utf8(second.stderr).unwrap();
-    assert_eq!((second.status.code(), words.lines().count(), words.contains("in use")), (Some(1), 1, true), "{words}");
+    assert_eq!((second.status.code(), words.lines().count(), words.contains("another process has it open")), (Some(1), 1, true), "{words}");
 }

@@ -1,0 +1,251 @@
+//! How nodes serve: who is let in, in TLS or not, and what bounds it. What one node of a cluster is told of it, it tells those it starts.
+
+use super::{Failure, access::AccessArgs, nodes::OnConflictArg};
+use crate::{
+    http::HttpSettings,
+    net::tls::TlsNetwork,
+    tls::{Authority, TlsError},
+};
+use clap::{Args, value_parser};
+use std::{
+    ffi::OsString,
+    net::IpAddr,
+    num::NonZeroU32,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+/// The longest deadline that may be asked for, in milliseconds: an hour.
+const DEADLINE_MAX_MS: u64 = 3_600_000;
+
+/// TLS or not.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Args)]
+pub struct TlsArgs {
+    /// Serve clients over HTTPS, and speak TLS with other nodes, which need the same authority
+    #[arg(long)]
+    pub tls: bool,
+    /// Where the authority's ca.pem and ca-key.pem are, made if there is no such directory [default: DIR/tls]
+    #[arg(long, value_name = "CA_DIR", requires = "tls")]
+    pub ca: Option<PathBuf>,
+    /// A name or address that clients call the nodes by, besides this machine's own
+    #[arg(long, value_name = "NAME", requires = "tls")]
+    pub tls_name: Vec<String>,
+}
+
+impl TlsArgs {
+    /// The scheme of URLs.
+    #[must_use]
+    pub const fn scheme(&self) -> &'static str {
+        if self.tls { "https" } else { "http" }
+    }
+}
+
+/// What bounds requests.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub struct LimitArgs {
+    /// The largest body of a request, in bytes; not more than 32 MiB, which is what nodes can tell each other
+    #[arg(long, value_name = "BYTES", default_value_t = 32 << 20, value_parser = value_parser!(u32).range(1_024..=32 << 20))]
+    body_max: u32,
+    /// The most rows of one write
+    #[arg(long, value_name = "ROWS", default_value_t = 100_000, value_parser = value_parser!(u32).range(1..=100_000))]
+    rows_max: u32,
+    /// The deadline of a request, in milliseconds
+    #[arg(long, value_name = "MS", default_value_t = 10_000, value_parser = value_parser!(u64).range(1..=DEADLINE_MAX_MS))]
+    request_timeout: u64,
+    /// The deadline of /init, /add, /rm, /move and /drain, in milliseconds
+    #[arg(long, value_name = "MS", default_value_t = 120_000, value_parser = value_parser!(u64).range(1..=DEADLINE_MAX_MS))]
+    admin_timeout: u64,
+    /// How long a client may take to send its headers, and then its body, in milliseconds
+    #[arg(long, value_name = "MS", default_value_t = 30_000, value_parser = value_parser!(u64).range(1..=DEADLINE_MAX_MS))]
+    read_timeout: u64,
+    /// The most connections at once; more wait
+    #[arg(long, default_value_t = 4_096, value_parser = value_parser!(u32).range(1..=1 << 20))]
+    connections_max: u32,
+    /// The most requests under way at once; one more is refused at once
+    #[arg(long, default_value_t = 4_096, value_parser = value_parser!(u32).range(1..=1 << 20))]
+    requests_max: u32,
+    /// The most requests a second of one client's address; one more is refused at once [default: no such bound]
+    #[arg(long, value_name = "REQUESTS")]
+    rate_max: Option<NonZeroU32>,
+}
+
+impl LimitArgs {
+    fn words(&self) -> impl Iterator<Item = OsString> + use<> {
+        let numbers = [
+            ("--body-max", Some(self.body_max.into())),
+            ("--rows-max", Some(self.rows_max.into())),
+            ("--request-timeout", Some(self.request_timeout)),
+            ("--admin-timeout", Some(self.admin_timeout)),
+            ("--read-timeout", Some(self.read_timeout)),
+            ("--connections-max", Some(self.connections_max.into())),
+            ("--requests-max", Some(self.requests_max.into())),
+            ("--rate-max", self.rate_max.map(|rate| rate.get().into())),
+        ];
+        numbers.into_iter().filter_map(|(flag, number): (_, Option<u64>)| Some([flag.into(), number?.to_string().into()])).flatten()
+    }
+}
+
+/// All of it.
+#[derive(Clone, Debug, Args)]
+pub struct ServingArgs {
+    #[command(flatten)]
+    pub access: AccessArgs,
+    #[command(flatten)]
+    pub tls: TlsArgs,
+    #[command(flatten)]
+    pub limits: LimitArgs,
+}
+
+impl Default for ServingArgs {
+    fn default() -> Self {
+        let none = HttpSettings::default();
+        let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+        let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        let limits = LimitArgs {
+            body_max: count(none.body_bytes_max),
+            rows_max: count(none.rows_max),
+            request_timeout: millis(none.request_timeout),
+            admin_timeout: millis(none.admin_timeout),
+            read_timeout: millis(none.read_timeout),
+            connections_max: count(none.connections_max),
+            requests_max: count(none.requests_max),
+            rate_max: none.rate_max,
+        };
+        Self { access: AccessArgs::default(), tls: TlsArgs::default(), limits }
+    }
+}
+
+impl ServingArgs {
+    /// As another node of the cluster with this directory is told it.
+    #[must_use]
+    pub fn words(&self, dir: &Path) -> Vec<OsString> {
+        let mut words = self.access.words(dir);
+        if let Some(ca) = self.ca(dir) {
+            words.extend(["--tls".into(), "--ca".into(), ca.into()]);
+            words.extend(self.tls.tls_name.iter().flat_map(|name| ["--tls-name".into(), name.into()]));
+        }
+        words.extend(self.limits.words());
+        words
+    }
+
+    fn ca(&self, dir: &Path) -> Option<PathBuf> {
+        self.tls.tls.then(|| self.tls.ca.clone().unwrap_or_else(|| dir.join("tls")))
+    }
+
+    /// The certificate that clients have to trust, if there is one, of a node with this directory.
+    #[must_use]
+    pub fn certificate(&self, dir: &Path) -> Option<PathBuf> {
+        self.ca(dir).map(|ca| ca.join("ca.pem"))
+    }
+
+    /// The authority of a node with this directory, if it speaks TLS.
+    ///
+    /// # Errors
+    /// If it cannot be read or made.
+    pub fn authority(&self, dir: &Path) -> Result<Option<Authority>, TlsError> {
+        self.ca(dir).map(|ca| Authority::load_or_create(&ca)).transpose()
+    }
+
+    /// What HTTP is to know, of a node that listens there and has this directory.
+    ///
+    /// # Errors
+    /// As [`AccessArgs::settle`].
+    pub fn settle(&self, addresses: &[IpAddr], dir: &Path, on_conflict: OnConflictArg) -> Result<HttpSettings, Failure> {
+        let (access, hosts) = self.access.settle(addresses, dir)?;
+        let LimitArgs { body_max, rows_max, request_timeout, admin_timeout, read_timeout, connections_max, requests_max, rate_max } =
+            self.limits;
+        Ok(HttpSettings {
+            body_bytes_max: body_max as usize,
+            rows_max: rows_max as usize,
+            request_timeout: Duration::from_millis(request_timeout),
+            admin_timeout: Duration::from_millis(admin_timeout),
+            read_timeout: Duration::from_millis(read_timeout),
+            connections_max: connections_max as usize,
+            requests_max: requests_max as usize,
+            rate_max,
+            on_conflict: on_conflict.into(),
+            life: u64::from(getrandom::u32().map_err(|error| Failure::new(format!("no entropy: {error}")))?),
+            hosts,
+            access,
+            ..HttpSettings::default()
+        })
+    }
+}
+
+/// The networks of a node: to other nodes, and to clients, who call it by those names and addresses.
+///
+/// # Errors
+/// If the authority certifies nothing for one of the names.
+pub fn networks(authority: Option<&Authority>, names: &[String], addresses: &[IpAddr]) -> Result<(TlsNetwork, TlsNetwork), TlsError> {
+    let Some(authority) = authority else { return Ok(Default::default()) };
+    let own = ["localhost", "127.0.0.1", "::1"].map(str::to_owned).into_iter();
+    let listening = addresses.iter().filter(|address| !address.is_unspecified() && !address.is_loopback()).map(ToString::to_string);
+    let names: Vec<String> = own.chain(listening).chain(names.iter().cloned()).collect();
+    Ok((authority.between_nodes()?, authority.to_clients(&names)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Debug, Parser)]
+    struct Words {
+        #[command(flatten)]
+        serving: ServingArgs,
+    }
+
+    fn parse(words: &[&str]) -> ServingArgs {
+        Words::try_parse_from(std::iter::once(&"x").chain(words)).expect("good words").serving
+    }
+
+    #[test]
+    fn what_is_told_on_is_what_was_said() {
+        let dir = Path::new("/there");
+        let all = [
+            "--auth",
+            "required",
+            "--tokens",
+            "/t",
+            "--tls",
+            "--ca",
+            "/c",
+            "--tls-name",
+            "a",
+            "--tls-name",
+            "b",
+            "--body-max",
+            "1025",
+            "--rows-max",
+            "2",
+            "--request-timeout",
+            "3",
+            "--admin-timeout",
+            "4",
+            "--read-timeout",
+            "5",
+            "--connections-max",
+            "6",
+            "--requests-max",
+            "7",
+            "--rate-max",
+            "8",
+        ];
+        assert_eq!(parse(&all).words(dir), all.map(OsString::from));
+        let told = parse(&["--tls"]).words(dir);
+        let again: Vec<&str> = told.iter().filter_map(|word| word.to_str()).collect();
+        assert_eq!(parse(&again).tls, TlsArgs { tls: true, ca: Some("/there/tls".into()), tls_name: vec![] });
+    }
+
+    #[test]
+    fn the_defaults_of_the_command_line_are_those_of_http() {
+        assert_eq!(parse(&[]).limits, ServingArgs::default().limits);
+    }
+
+    #[test]
+    fn limits_reach_http() {
+        let settings = parse(&["--rate-max", "8", "--body-max", "1024"]).settle(&[], Path::new("/there"), OnConflictArg::Skip);
+        let settings = settings.expect("settled");
+        assert_eq!((settings.rate_max.map(NonZeroU32::get), settings.body_bytes_max), (Some(8), 1024));
+    }
+}
