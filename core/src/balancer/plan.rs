@@ -253,10 +253,10 @@ fn next_target(
             status.learners.iter().filter(|(id, _, caught_up)| *caught_up && ready(*id) && placed(*id) && usable(*id)).map(|(id, ..)| *id),
         );
     }
-    // Who is no longer wanted goes once those that are wanted are members: never the last, never below what is placed.
-    let wanted: BTreeSet<ServerId> = record.placement.iter().copied().filter(|server| observed.is_alive(*server, now)).collect();
-    let held: BTreeSet<ServerId> = members.iter().copied().filter(|id| usable(*id)).filter_map(server_of).collect();
-    if !wanted.is_empty() && wanted.is_subset(&held) {
+    // Who is no longer wanted goes once as many of those that are wanted are members and answer as there are members now, or as are wanted:
+    // neither the last one nor a copy that nobody else has is given up for one that is still to come.
+    let held: BTreeSet<ServerId> = members.iter().copied().filter(|id| usable(*id) && placed(*id)).filter_map(server_of).collect();
+    if !held.is_empty() && held.len() >= record.placement.len().min(current.members.len()) {
         members.retain(|id| placed(*id));
     }
     if let Some(target) = stuck.and_then(|stuck| without_unreached(map, shard, stuck, &members, facts)) {

@@ -1,7 +1,7 @@
 //! Administrative requests on their way: each waits for a map that was read after it came, wishes its change into the next map, and is
 //! answered when what it waits for is seen. What the wishes are is in [`admin`].
 
-use super::{BalancerMachine, admin, admin::Goal, explain, relocate, status};
+use super::{BalancerMachine, Register, admin, admin::Goal, explain, relocate, status};
 use crate::{
     effect::BalancerEffect,
     id::{ShardId, Token},
@@ -55,6 +55,10 @@ impl BalancerMachine {
     pub(super) fn answer(&mut self, now: Instant, out: &mut Vec<BalancerEffect>) {
         let known = self.known.clone();
         let mut waiting = std::mem::take(&mut self.admins);
+        let in_swap: Vec<Token> = match &self.register {
+            Register::Swapping { swap, .. } => swap.goals.iter().map(|(token, _)| *token).collect(),
+            Register::Idle | Register::Reading { .. } => Vec::new(),
+        };
         waiting.retain(|admin| {
             let mut reply = None;
             if let Some((version, map)) = &known {
@@ -80,8 +84,13 @@ impl BalancerMachine {
                 };
             }
             if reply.is_none() && now >= admin.deadline {
-                let error = if admin.goal.is_some() { RequestError::StillChanging } else { RequestError::RegisterUnavailable };
-                reply = Some(Reply::Failed(error));
+                // What a compare-and-set that was not answered carries may be done, or be done later.
+                let is_unknown = admin.tried.is_some() || in_swap.contains(&admin.token);
+                reply = Some(Reply::Failed(match admin.goal {
+                    Some(_) => RequestError::StillChanging,
+                    None if is_unknown => RequestError::OutcomeUnknown,
+                    None => RequestError::RegisterUnavailable,
+                }));
             }
             match reply {
                 Some(reply) => {

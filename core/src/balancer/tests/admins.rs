@@ -203,6 +203,30 @@ fn deadline_says_whether_the_change_goes_on() {
 }
 
 #[test]
+fn deadline_of_a_change_that_may_have_been_made_says_that_it_is_unknown() {
+    // The answer of its compare-and-set was lost, and so is the register, done or not.
+    for fate in [Fate::DoneUnheard, Fate::NotDone] {
+        let mut world = World::serving(1);
+        world.doom(wishes, fate);
+        let token = world.ask_for(A, add_request("Extra"), 2_000);
+        world.run(10);
+        assert!(world.was_doomed());
+        world.down = true;
+        world.run(1_990);
+        assert_eq!(world.replies(token), [Reply::Failed(RequestError::OutcomeUnknown)], "{fate:?}");
+    }
+    // Or its compare-and-set is on its way.
+    let mut world = World::serving(1);
+    world.nodes[A].holds = true;
+    let token = world.ask_for(A, add_request("Extra"), 2_000);
+    while !world.operations(A).ends_with('c') {
+        assert!(world.release_one(A), "{}", world.operations(A));
+    }
+    world.run(2_000);
+    assert_eq!(world.replies(token), [Reply::Failed(RequestError::OutcomeUnknown)]);
+}
+
+#[test]
 fn administrative_requests_are_bounded_and_forgotten_with_their_client() {
     let mut world = World::serving(1);
     world.down = true;

@@ -75,6 +75,22 @@ fn move_is_answered_only_when_the_new_replica_serves() {
 }
 
 #[test]
+fn replica_that_moves_stays_as_long_as_where_it_goes_is_silent() {
+    let mut world = with_a_free_server(1);
+    world.servers.get_mut(&S4).unwrap().deaf = true;
+    let token = world.ask(A, move_request("Server1", "Server3"));
+    // Longer than it takes to suspect it, not long enough for its successor.
+    for _ in 0..20 {
+        world.run(100);
+        assert_eq!(world.members().len(), 3, "{:?}", world.members());
+    }
+    assert_eq!(world.replies(token), []);
+    world.servers.get_mut(&S4).unwrap().deaf = false;
+    world.run(6_000);
+    assert_eq!(world.replies(token), [relocated(&["Server3"])]);
+}
+
+#[test]
 fn drained_server_stays_and_holds_nothing() {
     let mut world = with_a_free_server(1);
     let token = world.ask(A, drain_request("Server0"));

@@ -136,10 +136,18 @@ fn leaving_server_is_out_only_once_the_wanted_ones_are_members() {
     story.is_content();
     taught(&mut story, true);
     story.proposes("e6[r1* r2 r4]w2");
-    // A server that does not answer is not waited for.
+    // Nor is a copy given up for a server that does not answer: it is respawned, and until then there would be fewer than before.
     story.silence(&[S4]);
     story.wait(500);
-    story.proposes("e6[r1* r2]w2");
+    story.is_content();
+    // One that is already gone is no reason to keep another: there are as many as before.
+    let mut story = learning();
+    story.shard().current = Some(config(5, R1, &[R1, R3]));
+    story.shard().placement.remove(&S3);
+    story.silence(&[S2]);
+    story.wait(15_001);
+    taught(&mut story, true);
+    story.proposes("e6[r1* r4]w2");
 }
 
 #[test]
