@@ -20,37 +20,43 @@ demo: ## The default cluster, a load, a kill -9 in the middle, and what came of 
 
 NAME ?= twinshard
 BIND ?= 127.0.0.1
-AUTH ?= off
+AUTH ?=
 ROWS ?=
 BALANCERS ?= 1
 SHARD_MANAGER ?=
 TLS ?=
 CA ?=
+TOKEN_FILE ?=
 FLAGS ?=
 CHAOS ?=
 TARGET := $(shell rustc -vV | sed -n 's/^host: //p')
 STATIC := target/$(TARGET)/release/twinshard
 
 .PHONY: all
-all: image ## The production system on Docker (NAME=twinshard PORT=5000 BIND=127.0.0.1 AUTH=off ROWS=mysql|redb DB_IMAGE=mysql:8.4 BALANCERS=1 SHARD_MANAGER=1 TLS=1 CHAOS=1 FLAGS=more of `twinshard deploy`); again, to bring up what is down
+all: named image ## The production system on Docker (NAME=twinshard PORT=5000 BIND=127.0.0.1 AUTH=off|required ROWS=mysql|redb DB_IMAGE=mysql:8.4 BALANCERS=1 SHARD_MANAGER=1 TLS=1 CHAOS=1 FLAGS=more of `twinshard deploy`); again, to bring up what is down
 	@if [ "$(ROWS)" != redb ] && ! $(MAKE) --no-print-directory db-image; then \
-		echo "No image of databases can be built here: it takes a registry, or Debian's packages"; [ "$(ROWS)" != mysql ]; fi
-	$(STATIC) deploy --name $(NAME) --port $(PORT) --bind $(BIND) --auth $(AUTH) --balancers $(BALANCERS) \
-		$(if $(ROWS),--rows $(ROWS)) $(if $(filter-out 0,$(SHARD_MANAGER)),--shard-manager) $(if $(filter-out 0,$(TLS)),--tls) $(if $(filter-out 0,$(CHAOS)),--chaos) $(FLAGS)
+		echo "No image of databases can be built here: it takes a registry, or Debian's packages"; \
+		[ "$(ROWS)" != mysql ] && [ -z "$(DB_IMAGE)" ]; fi
+	$(STATIC) deploy --name $(NAME) --port $(PORT) --bind $(BIND) --balancers $(BALANCERS) $(if $(AUTH),--auth $(AUTH)) \
+		$(if $(ROWS),--rows $(ROWS)) $(if $(filter-out 0,$(SHARD_MANAGER)),--shard-manager) $(if $(TLS),$(if $(filter-out 0,$(TLS)),--tls,--plain)) $(if $(filter-out 0,$(CHAOS)),--chaos) $(FLAGS)
+
+.PHONY: named
+named: # A name that images, networks and volumes can have, before anything is built under it
+	@printf %s '$(NAME)' | grep -Eqx '[a-z0-9]+([._-][a-z0-9]+)*' || { echo "NAME: small letters and digits, with single '.', '_' and '-' between them" >&2; exit 1; }
 
 .PHONY: engine
 engine: # One line where there is no Docker, before anything is built
 	@docker version >/dev/null 2>&1 || { echo "Docker does not answer: is it installed, does it run, and may you use it? (docker ps shows it)" >&2; exit 1; }
 
 .PHONY: image
-image: engine static ## The image of a deployment: the statically linked program alone
+image: named engine static ## The image of a deployment: the statically linked program alone
 	rm -rf target/image && mkdir -p target/image/rootfs/data target/image/rootfs/secret
 	touch target/image/rootfs/data/.keep target/image/rootfs/secret/.keep
 	cp $(STATIC) target/image/twinshard && strip target/image/twinshard
-	docker build -q -t $(shell echo $(NAME) | tr A-Z a-z)/twinshard:latest --label twinshard.deployment=$(NAME) -f prod/docker/Dockerfile target/image
+	docker build -q -t $(NAME)/twinshard:latest --label twinshard.deployment=$(NAME) -f prod/docker/Dockerfile target/image
 
 .PHONY: db-image
-db-image: ## The image of the databases (NAME DB_IMAGE=mysql:8.4): on that of a registry, or else out of Debian's packages
+db-image: named engine ## The image of the databases (NAME DB_IMAGE=mysql:8.4): on that of a registry, or else out of Debian's packages
 	@DB_IMAGE="$(DB_IMAGE)" prod/docker/db-image.sh $(NAME)
 
 .PHONY: static
@@ -59,36 +65,35 @@ static: # The program, linked to nothing, so that it runs in an image that holds
 		--config 'target.$(TARGET).rustflags=["--cfg", "tokio_unstable", "-C", "target-feature=+crt-static"]'
 
 .PHONY: down
-down: static ## Removes the containers and the network of a deployment, and keeps its data (NAME)
+down: engine static ## Removes the containers and the network of a deployment, and keeps its data (NAME)
 	$(STATIC) undeploy --name $(NAME) --keep-data
 
 .PHONY: clean
-clean: static ## Removes everything of a deployment: containers, network, volumes, image (NAME); asks first at a terminal
+clean: engine static ## Removes everything of a deployment: containers, network, volumes, image (NAME); asks first at a terminal
 	$(STATIC) undeploy --name $(NAME)
 
 .PHONY: restart
-restart: ## Stops a deployment and brings it up again (NAME)
-	$(MAKE) down
-	$(MAKE) all
+restart: engine static ## Stops a deployment and brings it up again as it was (NAME)
+	$(STATIC) restart --name $(NAME)
 
 .PHONY: recover
-recover: static ## Makes a lost register of a stopped deployment anew from what its servers remember (NAME)
+recover: engine static ## Makes a lost register of a stopped deployment anew from what its servers remember (NAME)
 	$(STATIC) recover --deployment $(NAME)
 
 .PHONY: logs
-logs: ## What the balancers of a deployment say (NAME); Ctrl-C ends it
+logs: engine ## What the balancers of a deployment say (NAME); Ctrl-C ends it
 	@for name in $$(docker ps -a --filter label=twinshard.deployment=$(NAME) --filter label=twinshard.members --format '{{.Names}}'); do \
 		docker logs -f --tail 200 $$name 2>&1 | sed -u "s/^/$$name: /" & done; wait
 
 .PHONY: status
-status: static ## What a deployment is doing (PORT; of one with TLS=1: CA=ca.pem)
-	$(STATIC) status --url http$(if $(CA),s)://127.0.0.1:$(PORT) $(if $(CA),--ca $(CA))
+status: static ## What a deployment is doing (PORT; of one with TLS=1: CA=ca.pem; of one that asks for tokens: TOKEN_FILE=data.token)
+	$(STATIC) status --url http$(if $(CA),s)://127.0.0.1:$(PORT) $(if $(CA),--ca $(CA)) $(if $(TOKEN_FILE),--token-file $(TOKEN_FILE))
 
 .PHONY: test
 test: ## Every test: machines, storage, simulated scenarios, processes (minutes)
-	$(CARGO) build --release --locked -p twinshard
-	@if docker version >/dev/null 2>&1; then $(MAKE) static; else echo "No Docker engine answers: its tests are skipped"; fi
-	$(CARGO) test --workspace --locked
+	@if docker version >/dev/null 2>&1; then $(MAKE) static && export TWINSHARD_PROGRAM=$(CURDIR)/$(STATIC); \
+		else echo "No Docker engine answers: its tests are skipped"; $(CARGO) build --release --locked -p twinshard; fi && \
+		$(CARGO) test --workspace --locked
 
 # What can be played on real machines (`twinshard chaos --help`).
 CHAOS_UP = steady-state primary-crash balancer-crash paused-primary lost-disk power-loss add-under-load remove-under-load

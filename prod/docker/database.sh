@@ -24,7 +24,9 @@ if [ ! -d /data/db ]; then
 fi
 # Nobody is root from the inside either. Read at every start.
 cat /credentials/init.sql >/data/tmp/init.sql
-echo "ALTER USER 'root'@'localhost' ACCOUNT LOCK;" >>/data/tmp/init.sql
+for host in localhost 127.0.0.1 ::1; do
+    echo "ALTER USER IF EXISTS 'root'@'$host' ACCOUNT LOCK;" >>/data/tmp/init.sql
+done
 options="$options --datadir=/data/db --socket=/data/tmp/socket --pid-file=/data/tmp/pid --init-file=/data/tmp/init.sql --bind-address=0.0.0.0
     --port=3306 --skip-name-resolve --innodb-buffer-pool-size=64M --performance-schema=OFF --innodb-flush-log-at-trx-commit=1
     --max-allowed-packet=64M"

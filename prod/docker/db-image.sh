@@ -6,19 +6,34 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 name=${1:?usage: db-image.sh NAME}
 packaged=mariadb-of-debian
-image=$(echo "$name" | tr '[:upper:]' '[:lower:]')/database:latest
+image=$name/database:latest
 context=target/db-image
 rm -rf "$context"
 mkdir -p "$context"/rootfs/{data/tmp,credentials}
 touch "$context/rootfs/credentials/.keep" "$context/rootfs/data/tmp/.keep"
 
-has=$(docker image inspect -f '{{ index .Config.Labels "twinshard.database" }}' "$image" 2>/dev/null || true)
+label() {
+    docker image inspect -f "{{ index .Config.Labels \"twinshard.$1\" }}" "$image" 2>/dev/null || true
+}
+has=$(label database)
 wanted=${DB_IMAGE:-${has:-mysql:8.4}}
 is_here() {
     docker image inspect "$1" >/dev/null 2>&1 || timeout 300 docker pull -q "$1" >"$context/pull.log" 2>&1
 }
+# What the image is made of, so that it is made again only when that changes.
+keep_if_made_of() {
+    made_of=$({ cat prod/docker/db-image.sh prod/docker/database.sh && echo "$1"; } | sha256sum | cut -d ' ' -f 1)
+    if [ "$(label made-of)" = "$made_of" ]; then
+        keep
+    fi
+}
+keep() {
+    echo "databases  $wanted"
+    exit
+}
 build() {
-    docker build -q -t "$image" --label "twinshard.deployment=$name" --label "twinshard.database=$1" "$context" >"$context/build.log" 2>&1 || {
+    docker build -q -t "$image" --label "twinshard.deployment=$name" --label "twinshard.database=$1" --label "twinshard.made-of=$made_of" \
+        "$context" >"$context/build.log" 2>&1 || {
         cat "$context/build.log" >&2
         exit 1
     }
@@ -26,6 +41,7 @@ build() {
 }
 
 if [ "$wanted" != "$packaged" ] && is_here "$wanted"; then
+    keep_if_made_of "$(docker image inspect -f '{{ .Id }}' "$wanted")"
     cp prod/docker/database.sh "$context/"
     cat >"$context/Dockerfile" <<END
 FROM $wanted
@@ -39,9 +55,13 @@ END
     build "$wanted"
     exit
 fi
+if [ "$wanted" != "$packaged" ] && [ "$wanted" = "$has" ]; then
+    # What it was made on is gone, and not needed any more.
+    keep
+fi
 if [ "$wanted" != "$packaged" ]; then
     reason=$(tail -n 1 "$context/pull.log")
-    if [ -n "${DB_IMAGE:-$has}" ]; then
+    if [ -n "${DB_IMAGE:-}" ]; then
         echo "The image $wanted is not here and cannot be had: $reason" >&2
         exit 1
     fi
@@ -50,6 +70,8 @@ fi
 
 tests/db/get.sh mariadb >/dev/null
 from=target/db/mariadb
+wanted=$packaged
+keep_if_made_of "$(sha256sum <"$from/mariadbd")"
 mkdir -p "$context/rootfs/data/db" "$context"/system/{db,etc,bin,lib64,lib/x86_64-linux-gnu}
 # Where programs look for them.
 cp "$from/lib/loader" "$context/system/lib64/ld-linux-x86-64.so.2"

@@ -75,6 +75,8 @@ enum Command {
     Deploy(deploy::Deploy),
     #[cfg(feature = "docker")]
     Undeploy(undeploy::Undeploy),
+    #[cfg(feature = "docker")]
+    Restart(deploy::Restart),
     Recover(recover::Recover),
 }
 
@@ -149,6 +151,8 @@ pub fn main() -> ExitCode {
             Command::Deploy(deploy) => deploy.run().await,
             #[cfg(feature = "docker")]
             Command::Undeploy(undeploy) => undeploy.run().await,
+            #[cfg(feature = "docker")]
+            Command::Restart(restart) => restart.run().await,
             Command::Recover(recover) => recover.run().await,
         }
     });

@@ -19,7 +19,6 @@ use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, fmt::Write, net::IpAddr, time::Duration};
 use thiserror::Error;
-use twinshard_core::schema::is_name;
 
 /// The label that says whose something is.
 pub const DEPLOYMENT: &str = "twinshard.deployment";
@@ -66,7 +65,7 @@ pub enum DockerError {
     #[error("the name {0} is taken by something else on this engine; remove that, or take another name")]
     NameTaken(String),
     /// The name of a deployment has to be that of containers.
-    #[error("'{0}' is no name for a deployment: 1 to 63 letters, digits, '_', '.' and '-', the first a letter or digit")]
+    #[error("'{0}' is no name for a deployment: 2 to 40 small letters and digits, with single '_', '.' and '-' between them")]
     BadName(String),
 }
 
@@ -108,12 +107,53 @@ pub struct Wanted {
     pub cpu_millis: u32,
 }
 
+impl Wanted {
+    /// The id of the container that stands under its name, if that is of the same kind.
+    fn replaces(&self, found: ContainerSummary) -> Result<String, DockerError> {
+        let is_of_kind =
+            self.labels.first().is_some_and(|(label, _)| found.labels.as_ref().is_some_and(|labels| labels.contains_key(label)));
+        let name = name_of(&found).to_owned();
+        found.id.filter(|_| is_of_kind).ok_or(DockerError::NameTaken(name))
+    }
+}
+
 fn refused(what: impl Into<String>) -> impl FnOnce(Error) -> DockerError {
     let what = what.into();
     move |error| match error {
-        Error::DockerResponseServerError { .. } => DockerError::Refused { what, error },
-        error => DockerError::Unreachable(error),
+        Error::HyperResponseError { .. } | Error::HyperLegacyError { .. } | Error::IOError { .. } => DockerError::Unreachable(error),
+        error => DockerError::Refused { what, error },
     }
+}
+
+/// Networks, volumes, images and containers are called by it: small letters, as names of images have no others.
+fn is_deployment_name(name: &str) -> bool {
+    let parts = || name.split(['_', '.', '-']);
+    (2..=40).contains(&name.len())
+        && parts().all(|part| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit()))
+}
+
+/// The name of the container that others in that deployment call `alias`.
+fn container_name(deployment: &str, alias: &str) -> String {
+    // A server may have a name that the engine has for no container.
+    let is_bare = deployment == DEFAULT_NAME && alias.len() != 1 && !alias.starts_with(['_', '.', '-']);
+    if is_bare { alias.to_owned() } else { format!("{deployment}-{alias}") }
+}
+
+/// What others in that deployment call the container of that name.
+fn alias_in<'a>(deployment: &str, name: &'a str) -> &'a str {
+    let alias = name.strip_prefix(deployment).and_then(|rest| rest.strip_prefix('-'));
+    alias.filter(|alias| container_name(deployment, alias) == name).unwrap_or(name)
+}
+
+/// What a container is called, as it was listed.
+#[must_use]
+pub fn name_of(container: &ContainerSummary) -> &str {
+    container.names.iter().flatten().next().map_or("", |name| name.trim_start_matches('/'))
+}
+
+/// Whether a container has a label with this value, as it was listed.
+fn has_label(container: &ContainerSummary, label: &str, value: &str) -> bool {
+    container.labels.as_ref().is_some_and(|labels| labels.get(label).is_some_and(|found| found == value))
 }
 
 /// The engine's answer was that there is no such thing.
@@ -142,7 +182,7 @@ impl Deployment {
     /// # Errors
     /// If the name is none, or the engine does not answer.
     pub async fn connect(name: &str) -> Result<Self, DockerError> {
-        if !is_name(name) || !name.starts_with(|first: char| first.is_ascii_alphanumeric()) {
+        if !is_deployment_name(name) {
             return Err(DockerError::BadName(name.to_owned()));
         }
         let docker = Docker::connect_with_unix_defaults().map_err(DockerError::Unreachable)?;
@@ -160,7 +200,13 @@ impl Deployment {
     /// The name of the container that others call `alias`.
     #[must_use]
     pub fn container_name(&self, alias: &str) -> String {
-        if self.name == DEFAULT_NAME { alias.to_owned() } else { format!("{}-{alias}", self.name) }
+        container_name(&self.name, alias)
+    }
+
+    /// What others call the container of that name.
+    #[must_use]
+    pub fn alias_of<'a>(&self, container: &'a ContainerSummary) -> &'a str {
+        alias_in(&self.name, name_of(container))
     }
 
     /// The name of a volume.
@@ -172,13 +218,13 @@ impl Deployment {
     /// The image of databases that was built for it.
     #[must_use]
     pub fn database_image(&self) -> String {
-        format!("{}/database:latest", self.name.to_ascii_lowercase())
+        format!("{}/database:latest", self.name)
     }
 
     /// The image that was built for it.
     #[must_use]
     pub fn image(&self) -> String {
-        format!("{}/twinshard:latest", self.name.to_ascii_lowercase())
+        format!("{}/twinshard:latest", self.name)
     }
 
     fn label(&self) -> String {
@@ -200,10 +246,7 @@ impl Deployment {
     /// # Errors
     /// If the engine does not answer.
     pub async fn container_with(&self, label: &str, value: &str) -> Result<Option<ContainerSummary>, DockerError> {
-        let containers = self.containers().await?;
-        Ok(containers
-            .into_iter()
-            .find(|container| container.labels.as_ref().is_some_and(|labels| labels.get(label).is_some_and(|found| found == value))))
+        Ok(self.containers().await?.into_iter().find(|container| has_label(container, label, value)))
     }
 
     /// Its container of this name.
@@ -211,9 +254,7 @@ impl Deployment {
     /// # Errors
     /// If the engine does not answer.
     pub async fn container_named(&self, name: &str) -> Result<Option<ContainerSummary>, DockerError> {
-        let path = format!("/{name}");
-        let containers = self.containers().await?;
-        Ok(containers.into_iter().find(|container| container.names.iter().flatten().any(|found| *found == path)))
+        Ok(self.containers().await?.into_iter().find(|container| name_of(container) == name))
     }
 
     /// Its balancers, whatever they do.
@@ -242,11 +283,11 @@ impl Deployment {
         Ok(())
     }
 
-    /// Sees that a volume is there. The labels it has, given ones if it is new.
+    /// Sees that a volume is there; one that is new gets the labels.
     ///
     /// # Errors
-    /// If the engine refuses.
-    pub async fn ensure_volume(&self, name: &str, labels: &[(&str, String)]) -> Result<Vec<(String, String)>, DockerError> {
+    /// If the engine refuses, or a volume of that name is not ours.
+    pub async fn ensure_volume(&self, name: &str, labels: &[(&str, String)]) -> Result<(), DockerError> {
         let own = (DEPLOYMENT.to_owned(), self.name.clone());
         let labels = labels.iter().map(|(label, value)| ((*label).to_owned(), value.clone())).chain([own]).collect();
         let volume = VolumeCreateRequest { name: Some(name.to_owned()), labels: Some(labels), ..VolumeCreateRequest::default() };
@@ -255,7 +296,7 @@ impl Deployment {
         if volume.labels.get(DEPLOYMENT) != Some(&self.name) {
             return Err(DockerError::NameTaken(name.to_owned()));
         }
-        Ok(volume.labels.into_iter().collect())
+        Ok(())
     }
 
     /// Makes a container and starts it. An earlier one of the deployment by the same name is closed first; its volumes stay.
@@ -264,10 +305,33 @@ impl Deployment {
     /// If the engine refuses, or the name is taken by somebody else.
     pub async fn run(&self, wanted: &Wanted) -> Result<(), DockerError> {
         let name = self.container_name(&wanted.alias);
-        let kind = wanted.labels.first().map_or(DEPLOYMENT, |(label, _)| label);
-        if let Some(id) = self.named(&name, kind).await? {
-            self.close(&id).await?;
+        if let Some(found) = self.container_named(&name).await? {
+            self.close(&wanted.replaces(found)?).await?;
         }
+        self.make(wanted).await
+    }
+
+    /// Makes a container and starts it, unless another balancer has, or is about to. One that has ended is removed first; its volumes stay.
+    ///
+    /// # Errors
+    /// If the engine refuses, or the name is taken by somebody else.
+    pub async fn bring_up(&self, wanted: &Wanted) -> Result<(), DockerError> {
+        let name = self.container_name(&wanted.alias);
+        let is_it = |found: &ContainerSummary| wanted.labels.first().is_some_and(|(label, value)| has_label(found, label, value));
+        if let Some(found) = self.container_named(&name).await? {
+            if is_it(&found) && (Self::is_running(&found) || Self::is_being_made(&found)) {
+                return Ok(());
+            }
+            self.remove(&wanted.replaces(found)?).await?;
+        }
+        match self.make(wanted).await {
+            Err(DockerError::NameTaken(_)) if self.container_named(&name).await?.is_some_and(|found| is_it(&found)) => Ok(()),
+            made => made,
+        }
+    }
+
+    async fn make(&self, wanted: &Wanted) -> Result<(), DockerError> {
+        let name = self.container_name(&wanted.alias);
         let options = CreateContainerOptionsBuilder::default().name(&name).build();
         self.docker.create_container(Some(options), self.body(wanted)).await.map_err(|error| match error {
             Error::DockerResponseServerError { status_code: 409, .. } => DockerError::NameTaken(name.clone()),
@@ -280,15 +344,6 @@ impl Deployment {
             uploaded.map_err(refused(format!("give {name} its credentials")))?;
         }
         self.docker.start_container(&name, None).await.map_err(refused(format!("start {name}")))
-    }
-
-    /// The id of this deployment's container of that name, if it is of that kind.
-    async fn named(&self, name: &str, kind: &str) -> Result<Option<String>, DockerError> {
-        match self.container_named(name).await? {
-            Some(found) if found.labels.as_ref().is_some_and(|labels| labels.contains_key(kind)) => Ok(found.id),
-            Some(_) => Err(DockerError::NameTaken(name.to_owned())),
-            None => Ok(None),
-        }
     }
 
     fn body(&self, wanted: &Wanted) -> ContainerCreateBody {
@@ -390,20 +445,18 @@ impl Deployment {
     /// # Errors
     /// If the engine refuses.
     pub async fn connect_again(&self, container: &ContainerSummary) -> Result<(), DockerError> {
-        let name = container.names.iter().flatten().next().map(|name| name.trim_start_matches('/')).unwrap_or_default();
-        let prefix = self.container_name("");
-        let alias = name.strip_prefix(&prefix).unwrap_or(name).to_owned();
+        let alias = self.alias_of(container).to_owned();
         let endpoint = EndpointSettings { aliases: Some(vec![alias]), ..EndpointSettings::default() };
         let request = NetworkConnectRequest { container: container.id.clone().unwrap_or_default(), endpoint_config: Some(endpoint) };
         self.docker.connect_network(&self.name, request).await.map_err(refused("connect a container"))
     }
 
-    /// Kills and removes a container, whatever state it is in. Its volumes stay.
+    /// Kills and removes a container, whatever state it is in. Its volumes stay, but for those without a name, which an image may ask for.
     ///
     /// # Errors
     /// If the engine refuses.
     pub async fn remove(&self, id: &str) -> Result<(), DockerError> {
-        let options = RemoveContainerOptionsBuilder::default().force(true).build();
+        let options = RemoveContainerOptionsBuilder::default().force(true).v(true).build();
         match self.docker.remove_container(id, Some(options)).await {
             Err(error) if !is_missing(&error) => Err(refused("remove a container")(error)),
             Ok(()) | Err(_) => Ok(()),
@@ -425,6 +478,12 @@ impl Deployment {
     #[must_use]
     pub fn is_running(container: &ContainerSummary) -> bool {
         container.state == Some(ContainerSummaryStateEnum::RUNNING)
+    }
+
+    /// Whether a container was made and not started yet, as it was listed.
+    #[must_use]
+    pub fn is_being_made(container: &ContainerSummary) -> bool {
+        container.state == Some(ContainerSummaryStateEnum::CREATED)
     }
 
     /// Whether a container is paused, as it was listed.
@@ -488,7 +547,7 @@ impl Deployment {
     /// If the engine refuses.
     pub async fn hold(&self, number: u64) -> Result<(), DockerError> {
         self.let_go().await?;
-        self.ensure_volume(&self.volume_name(HOLD), &[(HELD, number.to_string())]).await.map(drop)
+        self.ensure_volume(&self.volume_name(HOLD), &[(HELD, number.to_string())]).await
     }
 
     /// Says that it is changed no more.
@@ -496,10 +555,11 @@ impl Deployment {
     /// # Errors
     /// If the engine refuses.
     pub async fn let_go(&self) -> Result<(), DockerError> {
-        let options: Option<bollard::query_parameters::RemoveVolumeOptions> = None;
-        match self.docker.remove_volume(&self.volume_name(HOLD), options).await {
-            Err(error) if !is_missing(&error) => Err(refused("remove a volume")(error)),
-            Ok(()) | Err(_) => Ok(()),
+        let hold = self.volume_name(HOLD);
+        match self.volume_label(&hold, DEPLOYMENT).await? {
+            None => Ok(()),
+            Some(name) if name == self.name => self.remove_volume(&hold).await,
+            Some(_) => Err(DockerError::NameTaken(hold)),
         }
     }
 
@@ -537,8 +597,16 @@ impl Deployment {
     /// # Errors
     /// If the engine does not answer.
     pub async fn volume_label(&self, volume: &str, label: &str) -> Result<Option<String>, DockerError> {
+        Ok(self.volume_labels(volume).await?.and_then(|mut labels| labels.remove(label)))
+    }
+
+    /// The labels of a volume, if it is there.
+    ///
+    /// # Errors
+    /// If the engine does not answer.
+    pub async fn volume_labels(&self, volume: &str) -> Result<Option<BTreeMap<String, String>>, DockerError> {
         match self.docker.inspect_volume(volume).await {
-            Ok(mut volume) => Ok(volume.labels.remove(label)),
+            Ok(volume) => Ok(Some(volume.labels.into_iter().collect())),
             Err(error) if is_missing(&error) => Ok(None),
             Err(error) => Err(refused("look at a volume")(error)),
         }
@@ -562,13 +630,16 @@ impl Deployment {
         Ok((words, code))
     }
 
-    /// Removes a volume and what is in it.
+    /// Removes a volume and what is in it, if it is there.
     ///
     /// # Errors
     /// If the engine refuses: something still uses it.
     pub async fn remove_volume(&self, name: &str) -> Result<(), DockerError> {
         let options: Option<bollard::query_parameters::RemoveVolumeOptions> = None;
-        self.docker.remove_volume(name, options).await.map_err(refused(format!("remove the volume {name}")))
+        match self.docker.remove_volume(name, options).await {
+            Err(error) if !is_missing(&error) => Err(refused(format!("remove the volume {name}"))(error)),
+            Ok(()) | Err(_) => Ok(()),
+        }
     }
 
     /// Removes the images that were built for it. How many.
@@ -587,5 +658,36 @@ impl Deployment {
             }
         }
         Ok(images.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_deployments_are_names_of_images() {
+        for good in ["twinshard", "a1", "b-2.c_3"] {
+            assert!(is_deployment_name(good), "{good}");
+        }
+        for bad in ["", "a", "Twinshard", "a-", "-a", "a..b", "a/b", "a b", "a;b", &"a".repeat(41)] {
+            assert!(!is_deployment_name(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn containers_are_known_by_the_names_of_their_servers() {
+        for (deployment, alias, name) in [
+            ("twinshard", "Server0", "Server0"),
+            ("twinshard", "twinshard-x", "twinshard-x"),
+            // The engine has no such name for a container.
+            ("twinshard", "A", "twinshard-A"),
+            ("twinshard", "_x", "twinshard-_x"),
+            ("other", "Server0", "other-Server0"),
+            ("other", "other-x", "other-other-x"),
+        ] {
+            assert_eq!(container_name(deployment, alias), name);
+            assert_eq!(alias_in(deployment, name), alias);
+        }
     }
 }

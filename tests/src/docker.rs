@@ -36,9 +36,6 @@ fn two_ports() -> u16 {
         .unwrap()
 }
 
-/// One at a time: they build in the same place, and a machine has only so much room.
-static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
-
 /// A deployment of this test's own, which goes with it.
 struct Deployment {
     name: String,
@@ -91,19 +88,27 @@ impl Drop for Deployment {
     }
 }
 
+/// One after the other: they build in the same place, and a test that waits for its turn would keep others from running.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn deployments_on_docker_stand_what_happens_to_them() {
+    deployment_on_docker_loses_nothing_and_leaves_nothing().await;
+    deployment_with_databases_and_two_balancers_stands_the_death_of_any().await;
+}
+
 async fn deployment_on_docker_loses_nothing_and_leaves_nothing() {
-    let _turn = TURN.lock().await;
     let Some(deployment) = Deployment::new("redb") else { return };
     deployment.make("all");
     let mut client = deployment.client();
     ok(&mut client, Method::POST, "/init", default_cluster()).await;
     let load = Load::start(&deployment.url(0), 0);
     let began = |name: &str| docker(&["inspect", "-f", "{{.State.StartedAt}} {{.Id}}", &deployment.container(name)]);
-    for (server, command) in [("Server1", "kill"), ("Server0", "pause"), ("Server2", "stop")] {
+    let network = ["network", "disconnect", &deployment.name];
+    for (server, command) in
+        [("Server1", &["kill"][..]), ("Server0", &["pause"]), ("Server2", &["stop"]), ("Server1", &network), ("Server0", &["rm", "-f"])]
+    {
         healthy(&mut client, 3).await;
         let before = began(server);
-        docker(&[command, &deployment.container(server)]);
+        docker(&[command, &[&deployment.container(server)]].concat());
         wait_for(&format!("another life of {server}"), async || {
             let output = run("docker", &["inspect", "-f", "{{.State.StartedAt}} {{.Id}}", &deployment.container(server)]);
             (output.status.success() && words(&output).trim() != before).then_some(())
@@ -144,6 +149,21 @@ async fn deployment_on_docker_loses_nothing_and_leaves_nothing() {
     .await;
     ok(&mut client, Method::DELETE, "/rm", serde_json::json!({ "n": 1, "servers": ["balancer"] })).await;
 
+    // What protects it is not left out by mistake, and a restart keeps it.
+    let all = |auth: &str| {
+        run(
+            "make",
+            &["all", &format!("NAME={}", deployment.name), &format!("PORT={}", deployment.port), "ROWS=redb", &format!("AUTH={auth}")],
+        )
+    };
+    assert!(all("required").status.success());
+    let refused = all("");
+    assert!(!refused.status.success() && words(&refused).contains("asks for tokens"), "{}", words(&refused));
+    deployment.make("restart");
+    let status = async || Client::new(&deployment.url(0), Duration::from_secs(5)).unwrap().json(Method::GET, "/status", None).await;
+    assert_eq!(status().await.unwrap().0, http::StatusCode::UNAUTHORIZED);
+    assert!(all("off").status.success());
+
     deployment.make("down");
     assert_eq!(deployment.labelled(&["ps", "-a"]), Vec::<String>::new());
     deployment.make("all");
@@ -169,9 +189,7 @@ impl Drop for Foreign {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn deployment_with_databases_and_two_balancers_stands_the_death_of_any() {
-    let _turn = TURN.lock().await;
     let Some(mut deployment) = Deployment::new("mysql") else { return };
     if !run("make", &["db-image", &format!("NAME={}", deployment.name)]).status.success() {
         eprintln!("skipped: no image of databases can be built here");
@@ -206,11 +224,13 @@ async fn deployment_with_databases_and_two_balancers_stands_the_death_of_any() {
         let mut other = Client::new(&deployment.url(1), Duration::from_secs(130)).unwrap();
         healthy(if name == "balancer" { &mut other } else { &mut client }, 3).await;
     }
-    docker(&["network", "disconnect", &deployment.name, &deployment.container("Server1-db")]);
-    wait_for("Server1's database in the network", async || {
-        inspected("Server1-db", "{{.NetworkSettings.Networks}}").contains(&deployment.name).then_some(())
-    })
-    .await;
+    for name in ["Server1-db", "register", "balancer2"] {
+        docker(&["network", "disconnect", &deployment.name, &deployment.container(name)]);
+        wait_for(&format!("{name} in the network"), async || {
+            inspected(name, "{{.NetworkSettings.Networks}}").contains(&deployment.name).then_some(())
+        })
+        .await;
+    }
     healthy(&mut client, 3).await;
     let mut acknowledged = Vec::new();
     for load in loads {

@@ -18,10 +18,14 @@ use twinshard::cli::client::Client;
 /// No wait of these tests is longer; all end as soon as what they wait for is there.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The release build, which knows no planted bug: the features of the simulator must not be unified into it.
+/// The release build, which knows no planted bug: the features of the simulator must not be unified into it. The one that
+/// TWINSHARD_PROGRAM names, if it is built already.
 pub(crate) fn production_binary() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
     BINARY.get_or_init(|| {
+        if let Some(program) = std::env::var_os("TWINSHARD_PROGRAM") {
+            return program.into();
+        }
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
         let build = Command::new(env!("CARGO"))
             .args(["build", "--release", "--locked", "--offline", "-p", "twinshard", "--message-format=json-render-diagnostics"])

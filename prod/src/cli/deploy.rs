@@ -1,15 +1,20 @@
 //! `twinshard deploy`: the production system on a Docker engine. It can be repeated.
 
-use super::{Failure, LOG, LOG_FORMAT, access::AuthArg, client::Client, nodes::Choices, serving::ServingArgs, topology::default_cluster};
+use super::{
+    Failure, LOG, LOG_FORMAT, access::AuthArg, client::Client, nodes::Choices, serving::ServingArgs, topology::default_cluster,
+    undeploy::remove_containers,
+};
 use crate::secret::Secret;
 use crate::{
-    docker::{CHAOS, CLUSTER, DEFAULT_NAME, Deployment, DockerError, ROLE, Wanted},
+    docker::{CHAOS, CLUSTER, DEFAULT_NAME, Deployment, DockerError, MEMBERS, ROLE, Wanted, name_of},
     entropy::Entropy,
-    provision::docker::members,
+    provision::docker::{BALANCER, members, members_of},
 };
+use bollard::models::{ContainerSummary, ContainerSummaryStateEnum};
 use clap::{Args, ValueEnum};
 use http::Method;
 use std::{
+    collections::BTreeMap,
     net::{IpAddr, Ipv4Addr},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
@@ -23,9 +28,9 @@ const ROWS: &str = "twinshard.rows";
 pub(super) const REGISTER: &str = "twinshard.register";
 /// The label, of an image and of a deployment, that says which program its databases are.
 const DATABASE: &str = "twinshard.database";
-/// What other containers call the first balancer.
-const BALANCER: &str = "balancer";
-/// What they call the controller where it has a container of its own.
+/// The role of the container that makes a register anew, and its name.
+pub(super) const RECOVERY: &str = "recovery";
+/// What other containers call the controller where it has a container of its own.
 const SHARD_MANAGER: &str = "shard_manager";
 /// Where every container of ours has the volume of secrets.
 const SECRET: &str = "/secret";
@@ -62,6 +67,9 @@ pub struct Deploy {
     /// The host's address; beyond loopback, tokens are required
     #[arg(long, default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
     bind: IpAddr,
+    /// Speak no TLS any more, of a deployment that did
+    #[arg(long, conflicts_with = "tls")]
+    plain: bool,
     /// Allow `twinshard chaos` to break things in it on purpose
     #[arg(long)]
     chaos: bool,
@@ -103,68 +111,27 @@ impl Deploy {
         if deployment.image_labels(&image).await?.is_none() {
             return Err(Failure::new(format!("there is no image {image}: `make image NAME={}` builds it", self.name)));
         }
+        let [data, secret] = [BALANCER, "secret"].map(|what| deployment.volume_name(what));
+        let known = deployment.volume_labels(&data).await?;
+        let (is_new, labels) = (known.is_none(), known.unwrap_or(self.first_labels(&deployment).await?));
+        let stores = self.stores(&deployment, &labels).await?;
+        self.refuse_downgrade(&deployment).await?;
+        let members = self.members(&deployment, &image, &stores, [data.clone(), secret.clone()])?;
         println!("network    {}", deployment.name());
         deployment.ensure_network().await?;
-        let (data, secret) = (deployment.volume_name(BALANCER), deployment.volume_name("secret"));
         println!("volumes    {data} {secret}");
-        let entropy = Entropy::from_system().map_err(|error| Failure::new(format!("no entropy: {error}")))?;
-        let (drawn, number) = (entropy.bytes(), entropy.below(u64::MAX));
-        let drawn: String = drawn.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
-        // A volume that is there keeps its labels, and with them the cluster.
-        let database_image = deployment.database_image();
-        let database_labels = deployment.image_labels(&database_image).await?;
-        let rows = self.rows.unwrap_or(if database_labels.is_some() { StoreArg::Mysql } else { StoreArg::Redb });
-        let program = database_labels.as_ref().and_then(|labels| labels.get(DATABASE)).cloned().unwrap_or_default();
-        let register = if rows == StoreArg::Mysql { "mysql" } else { "redb" };
-        let labels = [(CLUSTER, drawn), (ROWS, rows.name().to_owned()), (REGISTER, register.to_owned()), (DATABASE, program.clone())];
-        let labels = deployment.ensure_volume(&data, &labels).await?;
-        let label = |wanted| labels.iter().find(|(label, _)| label == wanted).map(|(_, value)| value.clone());
-        let cluster = label(CLUSTER)
-            .ok_or_else(|| Failure::new(format!("the volume {data} is not one that this program made: it names no cluster")))?;
-        let rows = if label(ROWS).as_deref() == Some(StoreArg::Mysql.name()) { StoreArg::Mysql } else { StoreArg::Redb };
-        if self.rows.is_some_and(|wanted| wanted != rows) {
-            // Every server would find its rows gone.
-            return Err(Failure::new(format!(
-                "{} keeps its rows in {}, which cannot be changed: leave --rows out, or deploy under another name",
-                self.name,
-                rows.name()
-            )));
-        }
-        match rows {
-            StoreArg::Mysql if database_labels.is_none() => {
-                return Err(Failure::new(format!("there is no image {database_image}: `make db-image NAME={}` builds it", self.name)));
-            }
-            StoreArg::Mysql if label(DATABASE).is_some_and(|made_by| made_by != program) => {
-                // One program does not read the files of another.
-                let made_by = label(DATABASE).unwrap_or_default();
-                return Err(Failure::new(format!(
-                    "the databases of {0} were made by {made_by}, and {database_image} is {program}: build that of {made_by} again with \
-                     `make db-image NAME={0} DB_IMAGE={made_by}`",
-                    self.name
-                )));
-            }
-            StoreArg::Mysql => println!("rows       in a database beside each server ({program})"),
+        let labels: Vec<(&str, String)> = labels.iter().map(|(label, value)| (label.as_str(), value.clone())).collect();
+        deployment.ensure_volume(&data, if is_new { &labels } else { &[] }).await?;
+        deployment.ensure_volume(&secret, &[]).await?;
+        match stores.rows {
+            StoreArg::Mysql => println!("rows       in a database beside each server ({})", stores.program),
             StoreArg::Redb => println!("rows       in a file of each server"),
         }
-        let register = label(REGISTER).unwrap_or_else(|| "redb".to_owned());
-        match register.as_str() {
-            "mysql" => println!("register   in a database of its own"),
-            _ if self.balancers > 1 || self.shard_manager => {
-                return Err(Failure::new(format!(
-                    "{} keeps its register in a file of its balancer, which is for one: several balancers take a deployment that was made \
-                     with its rows in databases (--rows mysql)",
-                    self.name
-                )));
-            }
-            _ => println!("register   in a file of the balancer"),
+        match stores.register {
+            StoreArg::Mysql => println!("register   in a database of its own"),
+            StoreArg::Redb => println!("register   in a file of the balancer"),
         }
-        deployment.ensure_volume(&secret, &[]).await?;
-        let members = self.members(&deployment, &image, &cluster, rows, &register, [data, secret])?;
-        // Balancers bring each other back; not while they are changed.
-        deployment.hold(number).await?;
-        let changed = self.change(&deployment, &members).await;
-        deployment.let_go().await?;
-        changed?;
+        while_held(&deployment, self.change(&deployment, &members)).await?;
         let scheme = serving.tls.scheme();
         let urls: Vec<String> = members.iter().filter_map(|member| member.published.map(|place| url(scheme, place))).collect();
         println!("Twinshard is ready on {}", urls.join(" and "));
@@ -181,48 +148,122 @@ impl Deploy {
         Ok(())
     }
 
+    /// What a new deployment is marked with, for good: its cluster, and where its rows and its register are.
+    async fn first_labels(&self, deployment: &Deployment) -> Result<BTreeMap<String, String>, Failure> {
+        let cluster: String = entropy()?.bytes().iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+        let program = deployment.image_labels(&deployment.database_image()).await?.map(|mut labels| labels.remove(DATABASE));
+        let rows = self.rows.unwrap_or(if program.is_some() { StoreArg::Mysql } else { StoreArg::Redb });
+        let labels = [
+            (CLUSTER, cluster),
+            (ROWS, rows.name().to_owned()),
+            (REGISTER, rows.name().to_owned()),
+            (DATABASE, program.flatten().unwrap_or_default()),
+        ];
+        Ok(labels.map(|(label, value)| (label.to_owned(), value)).into())
+    }
+
+    /// Where a deployment with these labels keeps what it has, if that is what is wanted and can be had.
+    async fn stores(&self, deployment: &Deployment, labels: &BTreeMap<String, String>) -> Result<Stores, Failure> {
+        let store =
+            |label: &str| if labels.get(label).is_some_and(|is| is == StoreArg::Mysql.name()) { StoreArg::Mysql } else { StoreArg::Redb };
+        let (rows, register) = (store(ROWS), store(REGISTER));
+        let data = deployment.volume_name(BALANCER);
+        let cluster = labels.get(CLUSTER).cloned();
+        let cluster =
+            cluster.ok_or_else(|| Failure::new(format!("the volume {data} is not one that this program made: it names no cluster")))?;
+        if self.rows.is_some_and(|wanted| wanted != rows) {
+            // Every server would find its rows gone.
+            return Err(Failure::new(format!(
+                "{0} keeps its rows in {1}, which cannot be changed: leave --rows out, deploy under another name, or remove it and all its \
+                 rows with `make clean NAME={0}`",
+                self.name,
+                rows.name()
+            )));
+        }
+        let made_by = labels.get(DATABASE).cloned().unwrap_or_default();
+        if rows == StoreArg::Mysql {
+            let image = deployment.database_image();
+            let Some(found) = deployment.image_labels(&image).await? else {
+                return Err(Failure::new(format!("there is no image {image}: `make db-image NAME={}` builds it", self.name)));
+            };
+            let program = found.get(DATABASE).cloned().unwrap_or_default();
+            if made_by != program {
+                // One program does not read the files of another.
+                return Err(Failure::new(format!(
+                    "the databases of {0} were made by {made_by}, and {image} is {program}: build that of {made_by} again with \
+                     `make db-image NAME={0} DB_IMAGE={made_by}`",
+                    self.name
+                )));
+            }
+        }
+        if register == StoreArg::Redb && (self.balancers > 1 || self.shard_manager) {
+            return Err(Failure::new(format!(
+                "the register of {0} would be in a file of its balancer, which is for one: several balancers take a deployment that is made \
+                 with its rows in databases (--rows mysql, once `make db-image NAME={0}` has built their image)",
+                self.name
+            )));
+        }
+        Ok(Stores { cluster, rows, register, program: made_by })
+    }
+
+    /// Refuses to leave out by mistake what protects a deployment that runs.
+    async fn refuse_downgrade(&self, deployment: &Deployment) -> Result<(), Failure> {
+        let running: Vec<Wanted> = deployment.balancers().await?.iter().find_map(members_of).unwrap_or_default();
+        let has = |words: &[&str]| running.iter().any(|member| member.command.windows(words.len()).any(|found| found == words));
+        let ServingArgs { access, tls, .. } = &self.choices.serving;
+        if has(&["--auth", "required"]) && access.auth.is_none() {
+            return Err(Failure::usage(format!("{} asks for tokens: say --auth required (AUTH=required) again, or --auth off", self.name)));
+        }
+        if has(&["--tls"]) && !tls.tls && !self.plain {
+            return Err(Failure::usage(format!("{} speaks TLS: say --tls (TLS=1) again, or --plain (TLS=0)", self.name)));
+        }
+        Ok(())
+    }
+
     /// Makes the balancers anew, one after the other, so that of several all but one serve; and removes those that are no longer wanted.
     async fn change(&self, deployment: &Deployment, members: &[Wanted]) -> Result<(), Failure> {
-        for member in members {
-            println!("container  {}", deployment.container_name(&member.alias));
-            deployment.run(member).await?;
-            self.wait(deployment, member).await?;
-        }
-        let names: Vec<String> = members.iter().map(|member| format!("/{}", deployment.container_name(&member.alias))).collect();
-        for container in deployment.balancers().await? {
-            let is_wanted = container.names.iter().flatten().any(|name| names.contains(name));
-            if let (false, Some(id)) = (is_wanted, &container.id) {
-                println!("removed    {}", container.names.iter().flatten().map(|name| name.trim_start_matches('/')).collect::<String>());
+        let is_wanted = |name: &str| members.iter().any(|member| deployment.container_name(&member.alias) == name);
+        for container in deployment.containers().await? {
+            let name = name_of(&container);
+            // One that Ctrl-C left of a recovery must not run beside servers.
+            let is_left = is_left_over(&container) || (is_balancer(&container) && !is_wanted(name));
+            if let (true, Some(id)) = (is_left, &container.id) {
+                println!("removed    {name}");
                 deployment.close(id).await?;
             }
+        }
+        for member in members {
+            // Where ports move along, another still has the one that this is to have.
+            let port = member.published.map(|(_, port)| port);
+            for container in deployment.balancers().await? {
+                let has_port = container.ports.iter().flatten().any(|found| found.public_port.is_some() && found.public_port == port);
+                if let (true, Some(id)) = (has_port && name_of(&container) != deployment.container_name(&member.alias), &container.id) {
+                    deployment.close(id).await?;
+                }
+            }
+            println!("container  {}", deployment.container_name(&member.alias));
+            deployment.run(member).await?;
+            wait(deployment, member).await?;
         }
         Ok(())
     }
 
     /// All balancers, the controller first.
-    fn members(
-        &self,
-        deployment: &Deployment,
-        image: &str,
-        cluster: &str,
-        rows: StoreArg,
-        register: &str,
-        [data, secret]: [String; 2],
-    ) -> Result<Vec<Wanted>, Failure> {
+    fn members(&self, deployment: &Deployment, image: &str, stores: &Stores, [data, secret]: [String; 2]) -> Result<Vec<Wanted>, Failure> {
         let group = socket_group(&self.socket)?;
         let tls_is_asked = self.choices.serving.tls.tls;
         let words = [
             ("--dir", "/data".to_owned()),
-            ("--cluster", cluster.to_owned()),
+            ("--cluster", stores.cluster.clone()),
             ("--secret-file", "/secret/secret".to_owned()),
             ("--listen", "0.0.0.0:5000".to_owned()),
-            ("--register", register.to_owned()),
+            ("--register", stores.register.name().to_owned()),
             ("--provisioner", "docker".to_owned()),
             ("--deployment", deployment.name().to_owned()),
             ("--image", image.to_owned()),
             ("--server-memory", self.memory.to_string()),
             ("--server-cpu", self.cpu.to_string()),
-            ("--server-rows", rows.name().to_owned()),
+            ("--server-rows", stores.rows.name().to_owned()),
         ];
         let words: Vec<String> = words.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]).collect();
         let mut choices = self.choices.clone();
@@ -259,39 +300,117 @@ impl Deploy {
         }
         Ok(members(&all)?)
     }
+}
 
-    /// Waits until a balancer serves, or has ended.
-    async fn wait(&self, deployment: &Deployment, member: &Wanted) -> Result<(), Failure> {
-        let mut client = match member.published {
-            // Whose authority is in a volume, it is not known here.
-            Some((ip, port)) if !self.choices.serving.tls.tls => {
-                let host = if ip.is_unspecified() { IpAddr::V4(Ipv4Addr::LOCALHOST) } else { ip };
-                Some(Client::new(&url("http", (host, port)), READY_EVERY * 5)?)
-            }
-            Some(_) | None => None,
-        };
-        let name = deployment.container_name(&member.alias);
-        let deadline = Instant::now() + READY_TIMEOUT;
-        loop {
-            let container = deployment.container_named(&name).await?;
-            let is_ready = match &mut client {
-                Some(client) => client.send(Method::GET, "/readyz", None).await.is_ok_and(|answer| answer.status.is_success()),
-                // Nobody reaches it from here: its health check does.
-                None => container.as_ref().is_some_and(Deployment::is_healthy),
-            };
-            if is_ready {
-                return Ok(());
-            }
-            let is_over = container.as_ref().is_none_or(|container| !Deployment::is_running(container));
-            if is_over || Instant::now() >= deadline {
-                let words = match container.and_then(|container| container.id) {
-                    Some(id) => deployment.last_words(&id).await,
-                    None => String::new(),
-                };
-                return Err(Failure::new(format!("{name} did not come up: {words}")));
-            }
-            sleep(READY_EVERY).await;
+/// Where a deployment keeps what it has.
+struct Stores {
+    cluster: String,
+    rows: StoreArg,
+    register: StoreArg,
+    /// Which program its databases are.
+    program: String,
+}
+
+fn entropy() -> Result<Entropy, Failure> {
+    Entropy::from_system().map_err(|error| Failure::new(format!("no entropy: {error}")))
+}
+
+fn has(container: &ContainerSummary, label: &str) -> bool {
+    container.labels.as_ref().is_some_and(|labels| labels.contains_key(label))
+}
+
+/// Whether it is a balancer that `twinshard deploy` made, as it was listed.
+fn is_balancer(container: &ContainerSummary) -> bool {
+    has(container, MEMBERS)
+}
+
+fn is_left_over(container: &ContainerSummary) -> bool {
+    container.labels.as_ref().is_some_and(|labels| labels.get(ROLE).is_some_and(|role| role == RECOVERY))
+}
+
+/// Does it while balancers bring nothing back, which they would as it goes. Ctrl-C ends it.
+///
+/// # Errors
+/// Those of what is done, or if the engine refuses.
+pub(super) async fn while_held<T>(deployment: &Deployment, change: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    deployment.hold(entropy()?.below(u64::MAX)).await?;
+    let changed = tokio::select! {
+        changed = change => changed,
+        _ = tokio::signal::ctrl_c() => Err(Failure::new("interrupted: what is done stays, and the same words again do the rest")),
+    };
+    let let_go = deployment.let_go().await;
+    let changed = changed?;
+    let_go?;
+    Ok(changed)
+}
+
+/// Waits until a balancer serves, or has ended.
+async fn wait(deployment: &Deployment, member: &Wanted) -> Result<(), Failure> {
+    let is_tls = member.command.iter().any(|word| word == "--tls");
+    let mut client = match member.published {
+        // Whose authority is in a volume, it is not known here.
+        Some((ip, port)) if !is_tls => {
+            let host = if ip.is_unspecified() { IpAddr::V4(Ipv4Addr::LOCALHOST) } else { ip };
+            Some(Client::new(&url("http", (host, port)), READY_EVERY * 5)?)
         }
+        Some(_) | None => None,
+    };
+    let name = deployment.container_name(&member.alias);
+    let deadline = Instant::now() + READY_TIMEOUT;
+    loop {
+        let container = deployment.container_named(&name).await?;
+        let is_ready = match &mut client {
+            Some(client) => client.send(Method::GET, "/readyz", None).await.is_ok_and(|answer| answer.status.is_success()),
+            // Nobody reaches it from here: its health check does.
+            None => container.as_ref().is_some_and(Deployment::is_healthy),
+        };
+        if is_ready {
+            return Ok(());
+        }
+        // One whose database is not there yet ends, and is started again.
+        let is_over = container.as_ref().is_none_or(|container| {
+            !matches!(container.state, Some(ContainerSummaryStateEnum::RUNNING | ContainerSummaryStateEnum::RESTARTING))
+        });
+        if is_over || Instant::now() >= deadline {
+            let words = match container.and_then(|container| container.id) {
+                Some(id) => deployment.last_words(&id).await,
+                None => String::new(),
+            };
+            return Err(Failure::new(format!("{name} did not come up: {words}")));
+        }
+        sleep(READY_EVERY).await;
+    }
+}
+
+/// Stops a deployment that runs and brings it up again as it was: `make restart`.
+#[derive(Debug, Args)]
+pub struct Restart {
+    /// The deployment
+    #[arg(long, default_value = DEFAULT_NAME)]
+    name: String,
+}
+
+impl Restart {
+    /// Runs it.
+    ///
+    /// # Errors
+    /// If it does not run, the engine does not answer or refuses, or a balancer does not come up.
+    pub async fn run(self) -> Result<(), Failure> {
+        let deployment = Deployment::connect(&self.name).await?;
+        let members = deployment.balancers().await?.iter().find_map(members_of);
+        let members = members.ok_or_else(|| Failure::new(format!("{0} does not run: `make all NAME={0}` brings it up", self.name)))?;
+        let change = async {
+            println!("containers {} stopped", remove_containers(&deployment).await?);
+            for member in &members {
+                println!("container  {}", deployment.container_name(&member.alias));
+                deployment.run(member).await?;
+                wait(&deployment, member).await?;
+            }
+            Ok(())
+        };
+        while_held(&deployment, change).await?;
+        println!("Twinshard is ready; its servers are being started");
+        Ok(())
     }
 }
 

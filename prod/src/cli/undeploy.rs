@@ -1,10 +1,7 @@
 //! `twinshard undeploy`: takes away what `twinshard deploy` and its balancers made. It can be repeated.
 
-use super::Failure;
-use crate::{
-    docker::{DEFAULT_NAME, Deployment, DockerError},
-    entropy::Entropy,
-};
+use super::{Failure, deploy::while_held};
+use crate::docker::{DEFAULT_NAME, Deployment};
 use clap::Args;
 use std::io::{self, BufRead, IsTerminal, Write};
 
@@ -45,16 +42,15 @@ impl Undeploy {
                 return Err(Failure::new("nothing was removed"));
             }
         }
-        let number = Entropy::from_system().map_err(|error| Failure::new(format!("no entropy: {error}")))?.below(u64::MAX);
-        deployment.hold(number).await?;
-        let removed = remove_containers(&deployment).await;
-        deployment.let_go().await?;
-        println!("containers {} removed", removed?);
+        let removed = while_held(&deployment, remove_containers(&deployment)).await?;
+        println!("containers {removed} removed");
         println!("networks   {} removed", deployment.remove_network().await?);
         if self.keep_data {
             println!("The data is kept. `make all` goes on where it was.");
             return Ok(());
         }
+        // Some may have come while it was asked.
+        let volumes = deployment.volumes().await?;
         for volume in &volumes {
             deployment.remove_volume(volume).await?;
         }
@@ -73,7 +69,7 @@ fn confirmed() -> Result<bool, Failure> {
 }
 
 /// Removes all containers, the balancers first: they start servers, and may just be starting one. How many there were.
-async fn remove_containers(deployment: &Deployment) -> Result<usize, DockerError> {
+pub(super) async fn remove_containers(deployment: &Deployment) -> Result<usize, Failure> {
     let mut count = 0;
     for container in deployment.balancers().await? {
         deployment.close(container.id.as_deref().unwrap_or_default()).await?;
@@ -82,12 +78,12 @@ async fn remove_containers(deployment: &Deployment) -> Result<usize, DockerError
     for _ in 0..ROUNDS_MAX {
         let containers = deployment.containers().await?;
         if containers.is_empty() {
-            break;
+            return Ok(count);
         }
         for container in &containers {
             deployment.close(container.id.as_deref().unwrap_or_default()).await?;
         }
         count += containers.len();
     }
-    Ok(count)
+    Err(Failure::new(format!("something makes containers of {} all the time: stop that first", deployment.name())))
 }

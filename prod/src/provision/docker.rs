@@ -3,7 +3,7 @@
 
 mod keeper;
 
-pub use keeper::{DATABASE_OF, REGISTER, members};
+pub use keeper::{BALANCER, DATABASE_OF, REGISTER, members, members_of};
 
 use super::Provisioner;
 use crate::{
@@ -87,7 +87,6 @@ impl DockerProvisioner {
         let words = [
             ("--dir", "/data".to_owned()),
             ("--id", server.0.to_string()),
-            ("--name", name.to_owned()),
             ("--number", number.to_string()),
             ("--cluster", settings.cluster.to_string()),
             ("--secret-file", "/secret/secret".to_owned()),
@@ -106,7 +105,8 @@ impl DockerProvisioner {
         Wanted {
             alias: name.to_owned(),
             image: settings.image.clone(),
-            command: ["server".to_owned()].into_iter().chain(words).chain(serving).collect(),
+            // In one word: it may begin with a dash.
+            command: ["server".to_owned(), format!("--name={name}")].into_iter().chain(words).chain(serving).collect(),
             environment: settings.environment.clone(),
             labels: vec![(SERVER.to_owned(), server.0.to_string())],
             volumes: [(self.volume(server, name), "/data", true), (settings.secret_volume.clone(), "/secret", false)]
@@ -138,8 +138,7 @@ impl DockerProvisioner {
         self.bring_up_one(&database_alias(name), label, volume, self.credentials(server, name), password).await
     }
 
-    /// Sees that the database of the register runs, if the deployment has one. Several may see to it at once: then one of them may be told
-    /// that the name is taken, and has to look again.
+    /// Sees that the database of the register runs, if the deployment has one. Several may see to it at once.
     ///
     /// # Errors
     /// If the engine refuses.
@@ -176,13 +175,8 @@ impl DockerProvisioner {
         password: String,
     ) -> Result<(), DockerError> {
         let Some((image, _)) = &self.settings.database else { return Ok(()) };
-        if let Some(container) = self.deployment.container_with(&label.0, &label.1).await? {
-            if Deployment::is_running(&container) {
-                return Ok(());
-            }
-            if let Some(id) = container.id {
-                self.deployment.remove(&id).await?;
-            }
+        if self.deployment.container_with(&label.0, &label.1).await?.is_some_and(|container| Deployment::is_running(&container)) {
+            return Ok(());
         }
         let labels = [(label.0.as_str(), label.1.clone())];
         self.deployment.ensure_volume(&data, &labels).await?;
@@ -209,7 +203,7 @@ impl DockerProvisioner {
             memory_mib: self.settings.memory_mib,
             cpu_millis: self.settings.cpu_millis,
         };
-        self.deployment.run(&wanted).await
+        self.deployment.bring_up(&wanted).await
     }
 
     /// Whether a container was started; one that runs is left as it is.

@@ -4,19 +4,17 @@ use super::{rebuilt, recover_file};
 use crate::{
     cli::{
         Failure,
-        deploy::{DockerArgs, REGISTER, StoreArg, socket_group},
+        deploy::{DockerArgs, RECOVERY, REGISTER, StoreArg, socket_group},
         register::RegisterArg,
         serving::ServingArgs,
     },
-    docker::{CLUSTER, Deployment, ROLE, SERVER, Wanted},
+    docker::{CLUSTER, Deployment, ROLE, SERVER, Wanted, name_of},
     secret::Secret,
 };
 use clap::Args;
 use std::path::{Path, PathBuf};
 use twinshard_core::id::ClusterId;
 
-/// What the container is called, and its role.
-const RECOVERY: &str = "recovery";
 /// Where it sees the volumes of the servers.
 const SERVERS: &str = "/servers";
 
@@ -56,7 +54,8 @@ pub(super) async fn run(name: &str, dry_run: bool) -> Result<(), Failure> {
         return Err(Failure::new(format!("there is no deployment {name} whose data is kept: the volume {data} is not there")));
     };
     let servers = deployment.volumes_with(SERVER).await?;
-    let running: Vec<String> = deployment.containers().await?.iter().filter(|found| is_node(found)).map(container_name).collect();
+    let containers = deployment.containers().await?;
+    let running: Vec<&str> = containers.iter().filter(|found| is_node(found)).map(name_of).collect();
     if !running.is_empty() {
         return Err(Failure::new(format!("{} runs: stop the deployment with `make down NAME={name}` first", running.join(", "))));
     }
@@ -98,10 +97,6 @@ fn is_node(container: &bollard::models::ContainerSummary) -> bool {
     let labels = container.labels.as_ref();
     let is = |label: &str| labels.is_some_and(|labels| labels.contains_key(label));
     (is(SERVER) || is(crate::docker::MEMBERS)) && container.state != Some(bollard::models::ContainerSummaryStateEnum::EXITED)
-}
-
-fn container_name(container: &bollard::models::ContainerSummary) -> String {
-    container.names.iter().flatten().map(|name| name.trim_start_matches('/')).collect()
 }
 
 /// A register in the deployment's own database.
