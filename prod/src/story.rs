@@ -10,7 +10,8 @@ pub use clients::{Clients, Ended, HEAL_WITHIN, Script, Step};
 use crate::net::Network;
 use exchange::Answer;
 use http::HeaderValue;
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
+use twinshard_core::map::ClusterMap;
 use twinshard_scenarios::{history::Recorder, report::AdminEvent, timeline::Names};
 
 /// Where a story takes place.
@@ -38,11 +39,8 @@ pub trait World: Clone + Send + Sync + 'static {
     /// Works on what is written down. Never waits.
     fn with<T>(&self, work: impl FnOnce(&mut Record) -> T) -> T;
 
-    /// The names of the servers and of the shards that there are.
-    fn inventory(&self) -> (Vec<String>, Vec<String>);
-
-    /// In words, what shards lack.
-    fn missing(&self) -> String;
+    /// The newest map that is known.
+    fn map(&self) -> Arc<ClusterMap>;
 }
 
 /// What clients write down.

@@ -266,6 +266,11 @@ pub enum FaultKind {
     },
     /// The metadata register does not answer for `for_ms`.
     RegisterDown {},
+    /// The database with the rows of a server does not answer for `for_ms`; the server itself lives.
+    DatabaseDown {
+        /// Whose.
+        target: Target,
+    },
     /// The next `times` starts of a server that begin within `for_ms` (0: from here on) fail.
     ProvisionFails {
         /// Whose; any server if left out.
@@ -306,6 +311,7 @@ impl FaultKind {
             Self::Partition { .. } => "partition",
             Self::Isolate { .. } => "isolate",
             Self::RegisterDown {} => "register-down",
+            Self::DatabaseDown { .. } => "database-down",
             Self::ProvisionFails { .. } => "provision-fails",
             Self::Network { .. } => "network",
             Self::SlowDisk { .. } => "slow-disk",
@@ -360,6 +366,20 @@ pub enum AdminKind {
     MovePrimary {
         /// Of which shard.
         shard: String,
+    },
+    /// `/move`.
+    Move {
+        /// A replica of which shard.
+        shard: String,
+        /// The server that holds it.
+        from: String,
+        /// The server that shall.
+        to: String,
+    },
+    /// `/drain`.
+    Drain {
+        /// Which server shall hold nothing.
+        server: String,
     },
 }
 
@@ -547,6 +567,10 @@ impl AdminKind {
                 capped: false,
             },
             Self::MovePrimary { shard } => Request::Primary { shard: shard.as_str().into(), change: true },
+            Self::Move { shard, from, to } => {
+                Request::Move { shard: shard.as_str().into(), from: from.as_str().into(), to: to.as_str().into() }
+            }
+            Self::Drain { server } => Request::Drain { server: server.as_str().into() },
         }
     }
 }

@@ -302,6 +302,7 @@ pub fn fault_title(fault: &Fault, struck: &[String]) -> String {
         }
         FaultKind::Isolate { target } => format!("{} is cut off from everyone{lasting}", who(target)),
         FaultKind::RegisterDown {} => format!("the register does not answer{lasting}"),
+        FaultKind::DatabaseDown { target } => format!("the rows of {} do not answer{lasting}", who(target)),
         FaultKind::ProvisionFails { target, times } => {
             let whose = target.as_ref().map_or_else(|| "any server".to_owned(), &who);
             format!("the next {times} starts of {whose} fail")
@@ -326,6 +327,8 @@ pub fn admin_title(kind: &AdminKind) -> String {
         }
         AdminKind::Remove { servers } => format!("operator removes {}", servers.join(", ")),
         AdminKind::MovePrimary { shard } => format!("operator moves the primary of {shard}"),
+        AdminKind::Move { shard, from, to } => format!("operator moves {shard} from {from} to {to}"),
+        AdminKind::Drain { server } => format!("operator drains {server}"),
     }
 }
 

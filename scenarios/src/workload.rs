@@ -73,6 +73,11 @@ pub struct Workload {
     shards: Vec<KeyRange>,
 }
 
+/// The client that the operator is in histories.
+pub const OPERATOR: u32 = 900_000;
+/// How long the operator waits (API.md).
+pub const ADMIN_TIMEOUT: Duration = Duration::from_millis(120_000);
+
 /// A closed loop: each client asks again when it was answered.
 #[derive(Clone, Debug)]
 pub struct ClosedLoop {
@@ -111,6 +116,22 @@ impl Workload {
         }
         let shards = shards.iter().map(|shard| KeyRange { low: Key(shard.low), high: Key(shard.low + shard.size - 1) }).collect();
         Self { spec, seed, eras, shards }
+    }
+
+    /// The closed loop of a run whose load begins then, if it is one.
+    #[must_use]
+    pub fn closed_loop(&self, from: Instant) -> Option<ClosedLoop> {
+        let spec = &self.spec;
+        let think_ms = spec.think_ms.filter(|_| spec.rate_per_s.is_none())?;
+        Some(ClosedLoop {
+            workload: self.clone(),
+            clients: spec.clients,
+            think: Duration::from_millis(think_ms),
+            timeout: Duration::from_millis(spec.deadline_ms),
+            retries: spec.retries_max,
+            from,
+            until: from + Duration::from_millis(spec.duration_ms),
+        })
     }
 
     /// The operations of an open loop, by time. Empty for a closed loop.

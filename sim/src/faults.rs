@@ -176,7 +176,7 @@ pub enum Fault {
     /// The row store of a server answers `Unavailable`.
     StoreDown {
         /// Which.
-        server: ServerId,
+        place: Place,
     },
     /// The register misbehaves towards one balancer (`Others`: all).
     Register {
@@ -219,10 +219,11 @@ impl Fault {
             | Self::Down { place, .. }
             | Self::Pause { place }
             | Self::SlowDisk { place, .. }
+            | Self::StoreDown { place }
             | Self::Register { place, .. }
             | Self::StartsFail { place, .. } => vec![*place],
             Self::Cut { a, b, .. } => vec![*a, *b],
-            Self::DiskLoss { server, .. } | Self::Rot { server, .. } | Self::StoreDown { server } => vec![Place::Server(*server)],
+            Self::DiskLoss { server, .. } | Self::Rot { server, .. } => vec![Place::Server(*server)],
             Self::PowerLoss | Self::Split { .. } => vec![Place::Servers, Place::Balancers],
             Self::ProvisionFails => vec![Place::Servers],
         }
@@ -294,7 +295,7 @@ impl fmt::Display for Fault {
             Self::Rot { server, pick } => write!(f, "{server} has damaged rows of replica {pick}"),
             Self::Pause { place } => write!(f, "{place} stands still"),
             Self::SlowDisk { place, sync_max } => write!(f, "{place} syncs in up to {sync_max}"),
-            Self::StoreDown { server } => write!(f, "the row store of {server} does not answer"),
+            Self::StoreDown { place } => write!(f, "the row store of {place} does not answer"),
             Self::Register { place, fault, ppm } => write!(f, "the register towards {place}: {fault:?}, {ppm} ppm"),
             Self::ProvisionFails => f.write_str("the provisioner fails"),
             Self::Down { place, loses_disk: false } => write!(f, "{place} is down"),

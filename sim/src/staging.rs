@@ -18,33 +18,36 @@ use twinshard_core::{
 };
 use twinshard_scenarios::{
     report::{AdminEvent, FaultEvent, RunResult, WorldCheck},
-    scenario::{Direction, FaultKind, Scenario, Target},
-    workload::{ClosedLoop, Workload},
+    scenario::{AdminKind, Direction, FaultKind, Scenario, Target},
+    workload::{ADMIN_TIMEOUT, OPERATOR, Workload},
 };
 
 /// When the load begins: a cluster that nothing disturbs is set up by then.
 pub(crate) const LOAD_FROM: Instant = Instant(2_000_000_000);
 /// How long the cluster may take to come back after the end.
 const HEAL_WITHIN: Duration = Duration::from_millis(30_000);
-/// Requests of the operator have numbers from here on.
-pub(crate) const ADMIN_FROM: u32 = 900_000;
-/// How long the operator waits (API.md).
-pub(crate) const ADMIN_TIMEOUT: Duration = Duration::from_millis(120_000);
 
-/// A plan, and what each of its windows is in the scenario.
+/// A scenario without its load.
 pub(crate) struct Staged {
-    pub(crate) plan: Plan,
-    pub(crate) closed: Option<ClosedLoop>,
+    pub(crate) topology: Topology,
+    pub(crate) faults: Vec<Window>,
     /// By window: the place of its fault in the scenario.
     pub(crate) origins: Vec<usize>,
+    /// When all faults are over.
+    pub(crate) heal_at: Instant,
+    /// How long the cluster may take to come back after that.
+    pub(crate) heal_within: Duration,
 }
 
 /// Plays a scenario under a seed.
 #[must_use]
 pub fn play(scenario: &Scenario, seed: u64, reproduce: String) -> RunResult {
     let _quiet = panics::Watch::begin();
-    let Staged { plan, closed, origins } = stage(scenario, seed);
-    let result = World::new(Arc::new(plan), false).with_closed_loop(closed).run();
+    let Staged { topology, faults, origins, heal_at, heal_within } = stage(scenario);
+    let workload = Workload::new(scenario, seed);
+    let operations = operations(scenario, &workload);
+    let plan = Plan { seed, topology, operations, faults, heal_at, heal_within, planted: Planted::NONE, staged: true };
+    let result = World::new(Arc::new(plan), false).with_closed_loop(workload.closed_loop(LOAD_FROM)).run();
     let mut faults: Vec<FaultEvent> = Vec::new();
     for (window, at, places) in &result.struck {
         let place = origins[*window];
@@ -61,7 +64,7 @@ pub fn play(scenario: &Scenario, seed: u64, reproduce: String) -> RunResult {
         event.struck.dedup();
     }
     let admin = scenario.admin.iter().enumerate().filter_map(|(place, _)| {
-        let told = result.told.get(&(ADMIN_FROM + place as u32))?;
+        let told = result.told.get(&(OPERATOR + place as u32))?;
         Some(AdminEvent { place, at_ns: told.asked.0, answered_ns: told.answered.map(|at| at.0), answer: told.answer.clone() })
     });
     let rule_is = |names: &[&str]| result.violation.as_ref().filter(|found| names.contains(&found.rule)).map(ToString::to_string);
@@ -93,41 +96,44 @@ pub fn play(scenario: &Scenario, seed: u64, reproduce: String) -> RunResult {
     }
 }
 
-pub(crate) fn stage(scenario: &Scenario, seed: u64) -> Staged {
-    let at = |ms: u64| LOAD_FROM + Duration::from_millis(ms);
+const fn at(ms: u64) -> Instant {
+    Instant(LOAD_FROM.0 + Duration::from_millis(ms).0)
+}
+
+/// What clients and the operator ask, by time. Requests of the operator have numbers from [`OPERATOR`] on.
+fn operations(scenario: &Scenario, workload: &Workload) -> Vec<PlannedOperation> {
     let spec = &scenario.workload;
-    let timeout = Duration::from_millis(spec.deadline_ms);
-    let workload = Workload::new(scenario, seed);
     let balancer_count = scenario.topology.balancers as usize;
-    let mut operations: Vec<PlannedOperation> = workload
-        .plan()
-        .into_iter()
-        .map(|planned| PlannedOperation {
-            id: planned.id as u32,
-            at: LOAD_FROM + Duration(planned.at_ns),
-            client: planned.client,
-            balancer: planned.client as usize % balancer_count.max(1),
-            timeout,
-            retries: spec.retries_max,
-            action: Action::Raw(planned.request),
-        })
-        .collect();
-    operations.extend(scenario.admin.iter().enumerate().map(|(place, step)| PlannedOperation {
-        id: ADMIN_FROM + place as u32,
+    let clients = workload.plan().into_iter().map(|planned| PlannedOperation {
+        id: planned.id as u32,
+        at: LOAD_FROM + Duration(planned.at_ns),
+        client: planned.client,
+        balancer: planned.client as usize % balancer_count.max(1),
+        timeout: Duration::from_millis(spec.deadline_ms),
+        retries: spec.retries_max,
+        action: Action::Raw(planned.request),
+    });
+    let operator = scenario.admin.iter().enumerate().map(|(place, step)| PlannedOperation {
+        id: OPERATOR + place as u32,
         at: at(step.at_ms),
-        client: ADMIN_FROM,
+        client: OPERATOR,
         balancer: 0,
         timeout: ADMIN_TIMEOUT,
         retries: 0,
         action: Action::Raw(step.kind.request()),
-    }));
+    });
+    let mut operations: Vec<PlannedOperation> = clients.chain(operator).collect();
     operations.sort_by_key(|operation| (operation.at, operation.id));
-    let end = at(scenario.end_ms());
+    operations
+}
+
+pub(crate) fn stage(scenario: &Scenario) -> Staged {
+    let heal_at = at(scenario.end_ms());
     let mut windows: Vec<(Window, usize)> = Vec::new();
     for (place, fault) in scenario.faults.iter().enumerate() {
         // What 0 means: a crash can be undone at once; failing starts fail from here on.
         let length = match &fault.kind {
-            FaultKind::ProvisionFails { .. } if fault.for_ms == 0 => end.since(at(fault.at_ms)),
+            FaultKind::ProvisionFails { .. } if fault.for_ms == 0 => heal_at.since(at(fault.at_ms)),
             _ => Duration::from_millis(fault.for_ms),
         };
         let start = at(fault.at_ms);
@@ -135,26 +141,7 @@ pub(crate) fn stage(scenario: &Scenario, seed: u64) -> Staged {
     }
     windows.sort_by_key(|(window, place)| (window.start, *place));
     let (faults, origins) = windows.into_iter().unzip();
-    let closed = spec.think_ms.filter(|_| spec.rate_per_s.is_none()).map(|think_ms| ClosedLoop {
-        workload,
-        clients: spec.clients,
-        think: Duration::from_millis(think_ms),
-        timeout,
-        retries: spec.retries_max,
-        from: LOAD_FROM,
-        until: at(spec.duration_ms),
-    });
-    let plan = Plan {
-        seed,
-        topology: topology(scenario),
-        operations,
-        faults,
-        heal_at: end,
-        heal_within: HEAL_WITHIN,
-        planted: Planted::NONE,
-        staged: true,
-    };
-    Staged { plan, closed, origins }
+    Staged { topology: topology(scenario), faults, origins, heal_at, heal_within: HEAL_WITHIN }
 }
 
 /// The servers that hold a shard's active configuration: its primary, or the others.
@@ -192,10 +179,8 @@ fn place(scenario: &Scenario, target: &Target) -> Place {
         // Ids are minted in the order of /init, then of /add.
         Target::Server(name) => {
             let added = scenario.admin.iter().flat_map(|step| match &step.kind {
-                twinshard_scenarios::scenario::AdminKind::Add { servers, .. } => servers.iter().map(|server| server.name.clone()).collect(),
-                twinshard_scenarios::scenario::AdminKind::Remove { .. } | twinshard_scenarios::scenario::AdminKind::MovePrimary { .. } => {
-                    Vec::new()
-                }
+                AdminKind::Add { servers, .. } => servers.iter().map(|server| server.name.clone()).collect(),
+                AdminKind::Remove { .. } | AdminKind::MovePrimary { .. } | AdminKind::Move { .. } | AdminKind::Drain { .. } => Vec::new(),
             });
             let place = scenario.server_names().chain(added).position(|known| known == *name);
             Place::Server(ServerId(place.map_or(u64::MAX, |place| place as u64 + 1)))
@@ -233,6 +218,7 @@ fn faults(scenario: &Scenario, kind: &FaultKind) -> Vec<Fault> {
         }
         FaultKind::Isolate { target } => vec![Fault::Cut { a: place(target), b: Place::Others, way: Way::Both }],
         FaultKind::RegisterDown {} => vec![Fault::Register { place: Place::Others, fault: RegisterFault::Unavailable, ppm: MILLION }],
+        FaultKind::DatabaseDown { target } => vec![Fault::StoreDown { place: place(target) }],
         FaultKind::ProvisionFails { target, times } => {
             vec![Fault::StartsFail { place: target.as_ref().map_or(Place::Servers, place), times: *times }]
         }

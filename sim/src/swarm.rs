@@ -340,7 +340,7 @@ fn fault(dice: &mut Dice, kind: u64, topology: &Topology) -> (Fault, Duration) {
             (Fault::Register { place, fault, ppm: dice.pick(&[100_000, 500_000, MILLION]) }, outage(dice))
         }
         6 => (Fault::DiskLoss { server: server(dice), loss: dice.pick(&[Loss::Disk, Loss::Disk, Loss::Log, Loss::Rows]) }, outage(dice)),
-        7 => (Fault::StoreDown { server: server(dice) }, outage(dice)),
+        7 => (Fault::StoreDown { place: Place::Server(server(dice)) }, outage(dice)),
         8 => {
             let fault = Fault::Weather {
                 place: anyone(dice),

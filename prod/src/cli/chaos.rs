@@ -3,6 +3,7 @@
 
 mod ground;
 mod live;
+mod strike;
 
 use super::{Failure, log_to_stderr, up::LocalCluster};
 use crate::{
@@ -11,32 +12,33 @@ use crate::{
     story::{Clients, Ended, Script},
 };
 use clap::Args;
-use ground::{Ground, Node};
+use ground::{Ground, Strikes};
 use live::{Entered, Live};
 use std::{
-    collections::BTreeMap,
     net::Ipv4Addr,
     path::PathBuf,
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
+use strike::{Struck, strike_all};
 use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::watch,
     task::JoinSet,
-    time::{sleep, timeout},
+    time::timeout,
 };
 use twinshard_core::time::Instant;
 use twinshard_scenarios::{
-    report::{FaultEvent, Report, RunResult, WorldCheck},
+    report::{Report, RunResult, WorldCheck},
     scenario::{FaultKind, Scenario},
 };
 
 /// How long a cluster may take to be set up. A guess: databases are made.
 const SETUP_WITHIN: Duration = Duration::from_secs(120);
-/// How often a fault that lasts is seen to: who came back meanwhile is struck again.
-const STRIKE_EVERY: Duration = Duration::from_millis(100);
 /// From the end of the setting up to the load.
 const LOAD_AFTER: Duration = Duration::from_millis(500);
 
@@ -48,8 +50,9 @@ const LOAD_AFTER: Duration = Duration::from_millis(500);
 
 With --up it starts a cluster of processes of its own, and removes it. A deployment must have been made for it (CHAOS=1) and be empty; it is
 emptied again. A crash is SIGKILL, a pause SIGSTOP or docker pause, an isolation docker network disconnect, a lost disk the removal of the
-directory or the volumes, a register that is down a database that is killed as often as it comes back. What cannot be done to real
-machines (single messages lost, slow disks, part of a network cut) is refused, never left out.")]
+directory or the volumes, a register or the rows of a server that do not answer a database that is killed as often as it comes back. What
+cannot be done to real machines (single messages lost, slow disks, part of a network cut) is refused, never left out; a fault that hits
+nobody fails the run. Ctrl-C undoes what was done.")]
 pub struct Chaos {
     /// The scenario, a TOML file
     file: PathBuf,
@@ -75,11 +78,12 @@ impl Chaos {
     pub async fn run(self) -> Result<(), Failure> {
         let scenario = Scenario::load(&self.file).map_err(|error| Failure::usage(error.to_string()))?;
         let token = self.token_file.as_deref().map(Secret::load).transpose()?;
+        let ends = [signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?];
         let report = match &self.deployment {
             #[cfg(feature = "docker")]
             Some(name) => {
                 let ground = Ground::deployed(name).await?;
-                self.play(&scenario, ground, token.as_ref()).await?
+                self.play(&scenario, ground, token.as_ref(), ends).await?
             }
             #[cfg(not(feature = "docker"))]
             Some(name) => return Err(Failure::usage(format!("{name}: Docker is not built into this program"))),
@@ -88,7 +92,7 @@ impl Chaos {
                 let dir = tempfile_dir()?;
                 let balancers = u16::try_from(scenario.topology.balancers.max(1)).unwrap_or(u16::MAX);
                 let cluster = LocalCluster::start(&dir.0, Ipv4Addr::LOCALHOST.into(), 0, balancers, PolicyArg::Ring).await?;
-                let report = self.play(&scenario, Ground::Processes(Box::new(cluster)), None).await?;
+                let report = self.play(&scenario, Ground::Processes(Box::new(cluster)), None, ends).await?;
                 if !report.is_ok() {
                     eprintln!("what the cluster left is in {}", dir.0.display());
                     std::mem::forget(dir);
@@ -100,44 +104,74 @@ impl Chaos {
         if report.is_ok() { Ok(()) } else { Err(Failure::new(format!("{} went wrong: see the report", scenario.name))) }
     }
 
-    async fn play(&self, scenario: &Scenario, ground: Ground, token: Option<&Secret>) -> Result<Report, Failure> {
+    async fn play(&self, scenario: &Scenario, ground: Ground, token: Option<&Secret>, ends: [Signal; 2]) -> Result<Report, Failure> {
         let played = match supported(scenario, &ground) {
-            Ok(()) => self.play_on(scenario, &ground, token).await,
+            Ok(()) => {
+                let [mut interrupt, mut terminate] = ends;
+                let (stop, stopped) = watch::channel(false);
+                let mut playing = pin!(self.play_on(scenario, &ground, token, stopped));
+                // What was done is undone first, whatever ends it.
+                loop {
+                    tokio::select! {
+                        played = &mut playing => break played,
+                        _ = interrupt.recv() => drop(stop.send_replace(true)),
+                        _ = terminate.recv() => drop(stop.send_replace(true)),
+                    }
+                }
+            }
             Err(reason) => Err(Failure::usage(format!("{}: {reason}", scenario.name))),
         };
         ground.end().await;
         played
     }
 
-    async fn play_on(&self, scenario: &Scenario, ground: &Ground, token: Option<&Secret>) -> Result<Report, Failure> {
+    async fn play_on(
+        &self,
+        scenario: &Scenario,
+        ground: &Ground,
+        token: Option<&Secret>,
+        mut stopped: watch::Receiver<bool>,
+    ) -> Result<Report, Failure> {
         let live = Live::new(ground.balancers(), token.map(Secret::bearer));
         if live.is_set_up().await? {
             return Err(Failure::usage(
                 "there is a cluster already: a scenario begins with an empty one (`make clean`, then `make all CHAOS=1`)",
             ));
         }
+        let interrupted = || Failure::new("interrupted: what was struck was let go; the cluster stays as it is");
         let mut watching = JoinSet::new();
         live.watch(&mut watching);
         let clients = Clients::new(live.clone());
-        let mut script = Script::new(scenario, self.seed, Instant(0));
         eprintln!("setting up {} servers ...", scenario.topology.servers);
-        timeout(SETUP_WITHIN, clients.set_up(script.init.clone()))
-            .await
-            .map_err(|_| Failure::new(format!("the cluster was not set up within {} s", SETUP_WITHIN.as_secs())))?;
+        tokio::select! {
+            set_up = timeout(SETUP_WITHIN, clients.set_up(scenario.init())) => {
+                set_up.map_err(|_| Failure::new(format!("the cluster was not set up within {} s", SETUP_WITHIN.as_secs())))?;
+            }
+            _ = stopped.wait_for(|stop| *stop) => return Err(interrupted()),
+        }
         let load_from = live.now() + LOAD_AFTER;
         let load_from = Instant(u64::try_from(load_from.as_nanos()).unwrap_or(u64::MAX));
-        script = Script::new(scenario, self.seed, load_from);
         eprintln!("playing {} ({} s) ...", scenario.name, scenario.end_ms().div_ceil(1_000));
         let healed = Arc::new(AtomicBool::new(false));
-        let story = tokio::spawn(clients.story(script, Arc::clone(&healed)));
-        let (faults, failures) = strike_all(scenario, ground, &live, load_from).await;
-        live.sleep_until(load_from.0 + scenario.end_ms() * 1_000_000).await;
+        // Ends with this, however this ends.
+        let mut story = JoinSet::new();
+        story.spawn(clients.story(Script::new(scenario, self.seed, load_from), Arc::clone(&healed)));
+        let mut struck = strike_all(scenario, ground, &live, load_from, &stopped).await;
+        if live.sleep_until_or(load_from.0 + scenario.end_ms() * 1_000_000, &mut stopped).await {
+            return Err(interrupted());
+        }
         healed.store(true, Ordering::SeqCst);
-        let ended = story.await?;
-        let ended_ns = u64::try_from(live.now().as_nanos()).unwrap_or(u64::MAX);
+        let ended = tokio::select! {
+            ended = story.join_next() => ended.ok_or_else(|| Failure::new("there is no story"))??,
+            _ = stopped.wait_for(|stop| *stop) => return Err(interrupted()),
+        };
+        if ended.failures.is_empty() {
+            struck.failures.extend(live.not_lost(&struck.lost).await);
+        }
+        let ended_ns = live.now_ns_now();
         live.clear().await;
         watching.shutdown().await;
-        Ok(Report::new(self.result(scenario, ground, live, load_from, ended, ended_ns, faults, failures)))
+        Ok(Report::new(self.result(scenario, ground, live, load_from, ended, ended_ns, struck)))
     }
 
     #[expect(clippy::too_many_arguments, reason = "what a run has, once")]
@@ -149,14 +183,13 @@ impl Chaos {
         load_from: Instant,
         ended: Ended,
         ended_ns: u64,
-        faults: Vec<FaultEvent>,
-        failures: Vec<String>,
+        struck: Struck,
     ) -> RunResult {
         let Entered { record, notes, .. } = live.into_entered();
         let check =
             |name: &str, what: &str, count: u64, failures| WorldCheck { name: name.to_owned(), what: what.to_owned(), count, failures };
         let world_checks = vec![
-            check("faults", "faults", faults.len() as u64, failures),
+            check("faults", "faults", struck.faults.len() as u64, struck.failures),
             check("answers", "answers", record.answer_count, record.breaches),
             check("coming back after the last fault", "shards", ended.shards, ended.failures),
             check("replicas equal", "replicas", ended.compared, ended.unequal),
@@ -170,7 +203,7 @@ impl Chaos {
             history: record.recorder.into_history(),
             names: record.names,
             notes,
-            faults,
+            faults: struck.faults,
             admin: record.told.into_values().collect(),
             world_checks,
             reproduce: format!("twinshard chaos scenarios/{}.toml {} --seed {}", scenario.name, ground.flag(), self.seed),
@@ -210,8 +243,10 @@ fn supported(scenario: &Scenario, ground: &Ground) -> Result<(), String> {
             FaultKind::Crash { .. } | FaultKind::LoseDisk { .. } | FaultKind::PowerLoss {} | FaultKind::Pause { .. } => return Ok(()),
             FaultKind::Isolate { .. } if ground.has_networks() => return Ok(()),
             FaultKind::RegisterDown {} if ground.has_register() => return Ok(()),
+            FaultKind::DatabaseDown { .. } if ground.has_databases() => return Ok(()),
             FaultKind::Isolate { .. } => "processes of one machine cannot be cut off from each other: --deployment can",
             FaultKind::RegisterDown {} => "the register is in a file here: a deployment with ROWS=mysql has it in a database",
+            FaultKind::DatabaseDown { .. } => "rows are in files here: a deployment with ROWS=mysql has them in databases",
             FaultKind::Partition { .. } => "a network can be cut around one node (`isolate`), not between some",
             FaultKind::ProvisionFails { .. } => "starts cannot be made to fail",
             FaultKind::Network { .. } => "single messages cannot be lost or doubled",
@@ -219,62 +254,4 @@ fn supported(scenario: &Scenario, ground: &Ground) -> Result<(), String> {
         };
         Err(format!("'{}' cannot be played live: {reason}", fault.kind.name()))
     })
-}
-
-/// Plays all faults at their times: what happened, and what did not work.
-async fn strike_all(scenario: &Scenario, ground: &Ground, live: &Live, load_from: Instant) -> (Vec<FaultEvent>, Vec<String>) {
-    let mut windows = Vec::new();
-    for (place, fault) in scenario.faults.iter().enumerate() {
-        windows.push(async move {
-            let (from, until) = (load_from.0 + fault.at_ms * 1_000_000, load_from.0 + (fault.at_ms + fault.for_ms) * 1_000_000);
-            live.sleep_until(from).await;
-            let nodes = live.nodes(&fault.kind);
-            let event = FaultEvent { place, at_ns: live.now_ns_now(), struck: nodes.iter().map(|node| live.name(*node)).collect() };
-            let done = strike(ground, live, &fault.kind, &nodes, until).await;
-            (event, done.err())
-        });
-    }
-    let mut events: BTreeMap<(u64, usize), FaultEvent> = BTreeMap::new();
-    let mut failures = Vec::new();
-    for (event, failure) in futures_util::future::join_all(windows).await {
-        if event.struck.is_empty() && !matches!(scenario.faults[event.place].kind, FaultKind::RegisterDown {}) {
-            failures.push(format!("fault {} found nobody to strike", event.place));
-        }
-        failures.extend(failure.map(|failure| format!("fault {}: {failure}", event.place)));
-        events.insert((event.at_ns, event.place), event);
-    }
-    (events.into_values().collect(), failures)
-}
-
-/// Plays one fault until its end.
-async fn strike(ground: &Ground, live: &Live, kind: &FaultKind, nodes: &[Node], until: u64) -> Result<(), String> {
-    if let FaultKind::LoseDisk { .. } = kind {
-        for node in nodes {
-            ground.lose_disk(*node).await?;
-        }
-    }
-    let mut is_first = true;
-    loop {
-        match kind {
-            FaultKind::Crash { .. } | FaultKind::PowerLoss {} => ground.kill(nodes).await?,
-            // Its disk is lost once.
-            FaultKind::LoseDisk { .. } if !is_first => ground.kill(nodes).await?,
-            FaultKind::Pause { .. } if is_first => ground.pause(nodes).await?,
-            FaultKind::Isolate { .. } => ground.cut_off(nodes).await?,
-            FaultKind::RegisterDown {} => ground.kill_register().await?,
-            // Refused, or done.
-            _ => {}
-        }
-        is_first = false;
-        if live.now_ns_now() >= until {
-            break;
-        }
-        sleep(STRIKE_EVERY.min(Duration::from_nanos(until - live.now_ns_now().min(until)))).await;
-    }
-    match kind {
-        FaultKind::Pause { .. } => ground.resume(nodes).await,
-        FaultKind::Isolate { .. } => ground.rejoin(nodes).await,
-        FaultKind::Crash { .. } | FaultKind::PowerLoss {} => ground.revive(nodes).await,
-        _ => Ok(()),
-    }
 }

@@ -23,7 +23,7 @@ use std::{
 use tokio::time::{Instant, sleep};
 
 /// The label that says where a deployment's rows are.
-const ROWS: &str = "twinshard.rows";
+pub(super) const ROWS: &str = "twinshard.rows";
 /// The label that says where its register is.
 pub(super) const REGISTER: &str = "twinshard.register";
 /// The label, of an image and of a deployment, that says which program its databases are.
@@ -441,7 +441,7 @@ pub enum StoreArg {
 }
 
 impl StoreArg {
-    const fn name(self) -> &'static str {
+    pub(super) const fn name(self) -> &'static str {
         match self {
             Self::Redb => "redb",
             Self::Mysql => "mysql",

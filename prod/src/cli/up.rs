@@ -22,7 +22,7 @@ use tokio::{
     io::BufReader,
     process::{Child, Command},
     signal::unix::{SignalKind, signal},
-    sync::{mpsc, watch},
+    sync::{mpsc, oneshot, watch},
     task::JoinSet,
     time::{Instant, sleep, timeout},
 };
@@ -38,6 +38,8 @@ const RESTART_WAIT: Duration = Duration::from_millis(100);
 const RESTART_WAIT_MAX: Duration = Duration::from_secs(5);
 /// Signals that may wait for one balancer.
 const SIGNALS_MAX: usize = 16;
+/// A signal that a balancer is to get, and who is told whether it did.
+type Asked = (Signal, oneshot::Sender<bool>);
 /// More are of no use on one machine.
 const BALANCERS_MAX: i64 = 16;
 
@@ -116,7 +118,7 @@ pub struct LocalCluster {
     scheme: &'static str,
     /// What runs the servers.
     pub provisioner: Arc<ProcessProvisioner>,
-    signals: Vec<mpsc::Sender<Signal>>,
+    signals: Vec<mpsc::Sender<Asked>>,
     stop: watch::Sender<bool>,
     keepers: JoinSet<()>,
     _lock: File,
@@ -185,12 +187,11 @@ impl LocalCluster {
         &self.balancers
     }
 
-    /// Signals a balancer, by its place, as a rehearsal. One that does not run takes no notice.
-    pub async fn signal_balancer(&self, place: usize, signal: Signal) {
-        if let Some(signals) = self.signals.get(place) {
-            // Its keeper ends with the cluster only.
-            let _ = signals.send(signal).await;
-        }
+    /// Signals a balancer, by its place, as a rehearsal. Whether one ran that could be.
+    pub async fn signal_balancer(&self, place: usize, signal: Signal) -> bool {
+        let Some(signals) = self.signals.get(place) else { return false };
+        let (hit, is_hit) = oneshot::channel();
+        signals.send((signal, hit)).await.is_ok() && is_hit.await.unwrap_or(false)
     }
 
     /// Stops the balancers, then the servers.
@@ -250,7 +251,7 @@ async fn keep_balancer(
     services: Services,
     mut stopped: watch::Receiver<bool>,
     ready: watch::Sender<Option<Result<String, String>>>,
-    mut signals: mpsc::Receiver<Signal>,
+    mut signals: mpsc::Receiver<Asked>,
 ) {
     let mut wait = RESTART_WAIT;
     loop {
@@ -284,9 +285,14 @@ async fn keep_balancer(
             wait = RESTART_WAIT;
         }
         tracing::warn!(?wait, "the balancer ended; starting it again");
-        tokio::select! {
-            () = sleep(wait) => {}
-            _ = stopped.wait_for(|stop| *stop) => return,
+        let mut waited = std::pin::pin!(sleep(wait));
+        loop {
+            tokio::select! {
+                () = &mut waited => break,
+                _ = stopped.wait_for(|stop| *stop) => return,
+                // Nobody is hit.
+                Some(_) = signals.recv() => {}
+            }
         }
         wait = (wait * 2).min(RESTART_WAIT_MAX);
     }
@@ -298,7 +304,7 @@ async fn live(
     services: &Services,
     stopped: &mut watch::Receiver<bool>,
     ready: &watch::Sender<Option<Result<String, String>>>,
-    signals: &mut mpsc::Receiver<Signal>,
+    signals: &mut mpsc::Receiver<Asked>,
 ) -> io::Result<()> {
     let (Some(stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
         return Err(io::Error::other("no standard input or output"));
@@ -326,7 +332,9 @@ async fn live(
         tokio::select! {
             result = &mut serve => return result,
             _ = stopped.wait_for(|stop| *stop) => return Ok(()),
-            Some(signal) = signals.recv() => drop(send(child, signal)?),
+            Some((signal, hit)) = signals.recv() => {
+                let _ = hit.send(send(child, signal)?.is_some());
+            }
         }
     }
 }

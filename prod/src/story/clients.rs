@@ -20,6 +20,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 use twinshard_core::{
+    map::ClusterMap,
     request::{Applied, Consistency, Reply, Request, RequestError},
     schema::Schema,
     time::{self, Instant},
@@ -27,7 +28,7 @@ use twinshard_core::{
 use twinshard_scenarios::{
     report::AdminEvent,
     scenario::{self, Scenario},
-    workload::{ClosedLoop, Workload, next_page},
+    workload::{self, ClosedLoop, OPERATOR, Workload, next_page},
 };
 
 /// When /init is sent.
@@ -41,10 +42,8 @@ pub const HEAL_WITHIN: Duration = Duration::from_millis(30_000);
 /// How long replicas may take to be equal once nothing writes any more.
 const EQUAL_WITHIN: Duration = Duration::from_millis(10_000);
 
-/// How long the operator waits (API.md).
-const ADMIN_TIMEOUT: Duration = Duration::from_millis(120_000);
-/// The client that the operator is in histories.
-const OPERATOR: u32 = 900_000;
+/// See [`workload::ADMIN_TIMEOUT`].
+const ADMIN_TIMEOUT: Duration = Duration::from_nanos(workload::ADMIN_TIMEOUT.0);
 
 /// What came of the end.
 #[derive(Clone, Debug, Default)]
@@ -66,7 +65,7 @@ pub struct Step {
     pub at: Instant,
     /// Whose.
     pub client: u32,
-    /// Whom it is asked first.
+    /// Whom it is asked first; see [`World::balancer`].
     pub balancer: usize,
     /// How long the client waits for an answer.
     pub timeout: time::Duration,
@@ -94,18 +93,16 @@ pub struct Script {
 }
 
 impl Script {
-    /// What a scenario has clients do under a seed, in a run whose load begins then.
+    /// What a scenario has clients do under a seed, in a run whose load begins then. Clients take the balancers in turn.
     #[must_use]
     pub fn new(scenario: &Scenario, seed: u64, load_from: Instant) -> Self {
         let at = |ms: u64| load_from + time::Duration::from_millis(ms);
         let (spec, workload) = (&scenario.workload, Workload::new(scenario, seed));
-        let timeout = time::Duration::from_millis(spec.deadline_ms);
-        let balancer_count = scenario.topology.balancers.max(1) as usize;
         let operations = workload.plan().into_iter().map(|planned| Step {
             at: load_from + time::Duration(planned.at_ns),
             client: planned.client,
-            balancer: planned.client as usize % balancer_count,
-            timeout,
+            balancer: planned.client as usize,
+            timeout: time::Duration::from_millis(spec.deadline_ms),
             retries: spec.retries_max,
             request: planned.request,
         });
@@ -113,15 +110,7 @@ impl Script {
             init: scenario.init(),
             operations: operations.collect(),
             admin: scenario.admin.iter().enumerate().map(|(place, step)| (place, at(step.at_ms), step.kind.request())).collect(),
-            closed: spec.think_ms.filter(|_| spec.rate_per_s.is_none()).map(|think_ms| ClosedLoop {
-                workload: workload.clone(),
-                clients: spec.clients,
-                think: time::Duration::from_millis(think_ms),
-                timeout,
-                retries: spec.retries_max,
-                from: load_from,
-                until: at(spec.duration_ms),
-            }),
+            closed: workload.closed_loop(load_from),
             read_back: workload.read_back(),
             healed_at: at(scenario.end_ms()),
         }
@@ -200,7 +189,7 @@ impl<W: World> Clients<W> {
             Ok(()) => {}
             // Nothing that is asked now would be answered.
             Err(_) => {
-                ended.failures.push(format!("not whole {} s after the last fault: {}", HEAL_WITHIN.as_secs(), self.world.missing()));
+                ended.failures.push(format!("not whole {} s after the last fault: {}", HEAL_WITHIN.as_secs(), missing(&self.world.map())));
                 return ended;
             }
         }
@@ -217,7 +206,7 @@ impl<W: World> Clients<W> {
             }
         }
         if ended.failures.is_empty() {
-            let mut last = Vec::new();
+            let mut last = vec![format!("replicas could not be compared within {} s", EQUAL_WITHIN.as_secs())];
             let equal = timeout(EQUAL_WITHIN, async {
                 loop {
                     last = self.compare(&mut ended).await;
@@ -374,35 +363,59 @@ impl<W: World> Clients<W> {
 
     /// What each server holds of a shard against what the shard is.
     async fn compare(&self, ended: &mut Ended) -> Vec<String> {
-        let (servers, shards) = self.world.inventory();
+        let map = self.world.map();
         let mut unequal = Vec::new();
-        let mut held: BTreeMap<String, Json> = BTreeMap::new();
-        for server in servers {
+        let mut held: BTreeMap<Box<str>, Json> = BTreeMap::new();
+        for server in map.servers.values().map(|record| &record.name) {
             let path = format!("/read/{server}");
             let call = Call { method: Method::GET, path, body: Json::Null, key: None, session: None };
             match exchange::exchange(&self.world, &self.world.balancer(0), &call, END_TIMEOUT).await {
-                Ok(Exchange { status: 200, body, .. }) => {
-                    held.insert(server, serde_json::from_slice(&body).unwrap_or(Json::Null));
-                }
+                Ok(Exchange { status: 200, body, .. }) => match serde_json::from_slice(&body) {
+                    Ok(shards) => drop(held.insert(server.clone(), shards)),
+                    Err(error) => unequal.push(format!("{server} cannot be read: {error}")),
+                },
                 other => unequal.push(format!("{server} cannot be read: {other:?}")),
             }
         }
-        ended.compared = 0;
-        for shard in shards {
-            let mut before: Option<(&str, &Json)> = None;
-            for (server, rows) in &held {
-                let Some(rows) = rows.get(&shard) else { continue };
-                ended.compared += 1;
-                match before {
-                    Some((other, known)) if known != rows => {
-                        unequal.push(format!("{server} and {other} hold other rows of {shard}"));
-                    }
-                    Some(_) | None => before = Some((server, rows)),
-                }
-            }
-        }
+        let (compared, differences) = differences(&map, &held);
+        ended.compared = compared;
+        unequal.extend(differences);
         unequal
     }
+}
+
+/// How many replicas were compared, and where what servers gave by shard is not what the shard is: every member has to have given its rows.
+fn differences(map: &ClusterMap, held: &BTreeMap<Box<str>, Json>) -> (u64, Vec<String>) {
+    let (mut compared, mut differences) = (0, Vec::new());
+    for record in map.shards.values() {
+        let shard = &record.name;
+        let mut before: Option<(&str, &Json)> = None;
+        for (server, shards) in held {
+            let Some(rows) = shards.get(&**shard).filter(|rows| rows.is_array()) else { continue };
+            compared += 1;
+            match before {
+                Some((other, known)) if known != rows => differences.push(format!("{server} and {other} hold other rows of {shard}")),
+                Some(_) | None => before = Some((server, rows)),
+            }
+        }
+        let members = record.current.iter().flat_map(|current| &current.members).filter_map(|member| map.server_of(*member));
+        for server in members.filter_map(|id| map.servers.get(&id)) {
+            if !held.get(&server.name).is_some_and(|shards| shards[&**shard].is_array()) {
+                differences.push(format!("{} gave no rows of {shard}, of which it is a member", server.name));
+            }
+        }
+    }
+    if compared == 0 {
+        differences.push("no replica was compared".to_owned());
+    }
+    (compared, differences)
+}
+
+/// In words, what shards lack.
+fn missing(map: &ClusterMap) -> String {
+    let shards = map.shards.values();
+    let shards: Vec<String> = shards.map(|shard| format!("{} is {:?}, pending {:?}", shard.name, shard.current, shard.pending)).collect();
+    shards.join("; ")
 }
 
 /// Reads name in `seen` all that the client's session has seen; the answer speaks for the shards it asked alone.
@@ -429,3 +442,6 @@ fn is_whole(status: &Json) -> Option<u64> {
     });
     (up && complete && !shards.is_empty()).then_some(shards.len() as u64)
 }
+
+#[cfg(test)]
+mod tests;

@@ -49,6 +49,15 @@ pub(super) fn check(scenario: &Scenario) -> Result<(), Problem> {
             AdminKind::MovePrimary { shard } => {
                 require(shards.contains_key(shard.as_str()), key("shard"), format!("there is no shard '{shard}'"))?;
             }
+            AdminKind::Move { shard, from, to } => {
+                require(shards.contains_key(shard.as_str()), key("shard"), format!("there is no shard '{shard}'"))?;
+                for (field, server) in [("from", from), ("to", to)] {
+                    require(servers.contains(server), key(field), format!("there is no server '{server}'"))?;
+                }
+            }
+            AdminKind::Drain { server } => {
+                require(servers.contains(server), key("server"), format!("there is no server '{server}'"))?;
+            }
         }
     }
     for (place, fault) in scenario.faults.iter().enumerate() {
@@ -67,6 +76,7 @@ pub(super) fn check(scenario: &Scenario) -> Result<(), Problem> {
         };
         let lasts = || require(fault.for_ms > 0, key("for_ms"), "is missing: how long does it last?");
         let process = |target: &Target| require(*target != Target::Clients, key("target"), "clients are no processes of the cluster");
+        let is_server = |target: &Target| !matches!(target, Target::Balancer(_) | Target::Controller | Target::Balancers);
         match &fault.kind {
             FaultKind::Crash { target } => {
                 known("target", target)?;
@@ -75,8 +85,13 @@ pub(super) fn check(scenario: &Scenario) -> Result<(), Problem> {
             FaultKind::LoseDisk { target } => {
                 known("target", target)?;
                 process(target)?;
-                let is_server = !matches!(target, Target::Balancer(_) | Target::Controller | Target::Balancers);
-                require(is_server, key("target"), "a balancer has no disk to lose")?;
+                require(is_server(target), key("target"), "a balancer has no disk to lose")?;
+            }
+            FaultKind::DatabaseDown { target } => {
+                known("target", target)?;
+                process(target)?;
+                require(is_server(target), key("target"), "a balancer has no rows in a database")?;
+                lasts()?;
             }
             FaultKind::Pause { target } | FaultKind::SlowDisk { target, .. } => {
                 known("target", target)?;

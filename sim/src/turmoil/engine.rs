@@ -9,7 +9,6 @@ use crate::{
     faults::{Fault, Place, RegisterFault, Window, is_cut},
     keyed::Purpose,
     panics,
-    plan::Plan,
     staging::{self, LOAD_FROM, Staged},
     trace::TraceHash,
 };
@@ -68,20 +67,20 @@ pub fn play(scenario: &Scenario, seed: u64, reproduce: String) -> Result<Played,
 /// # Errors
 /// It has a fault that turmoil cannot do.
 pub fn play_with(scenario: &Scenario, seed: u64, reproduce: String, flaw: Option<Flaw>) -> Result<Played, Unsupported> {
-    let Staged { plan, origins, .. } = staging::stage(scenario, seed);
-    plan.faults.iter().try_for_each(|window| supported(&window.fault))?;
-    let balancer_count = plan.topology.balancer_count.max(1);
-    let shared = Shared::new(seed, balancer_count, plan.topology.write_quorum, flaw).map_err(|error| Unsupported(error.to_string()))?;
+    let staged = staging::stage(scenario);
+    staged.faults.iter().try_for_each(|window| supported(&window.fault))?;
+    let balancer_count = staged.topology.balancer_count.max(1);
+    let shared = Shared::new(seed, balancer_count, staged.topology.write_quorum, flaw).map_err(|error| Unsupported(error.to_string()))?;
     let _ending = panics::Watch::ending(reproduce.clone());
-    let mut engine = Engine::new(&plan, shared.clone(), seed);
-    let ended = engine.run(&plan, Script::new(scenario, seed, LOAD_FROM));
+    let mut engine = Engine::new(&staged, shared.clone(), seed);
+    let ended = engine.run(&staged, Script::new(scenario, seed, LOAD_FROM));
     let Engine { sim, struck, .. } = engine;
     let ended_ns = u64::try_from(sim.elapsed().as_nanos()).unwrap_or(u64::MAX);
     drop(sim);
     let mut state = shared.state();
     let mut faults: Vec<FaultEvent> = Vec::new();
     for (window, at, places) in struck {
-        let place = origins[window];
+        let place = staged.origins[window];
         let names = places.iter().map(|place| match place {
             Place::Server(id) => state.record.names.server(*id),
             other => other.to_string(),
@@ -169,7 +168,7 @@ struct Engine {
 }
 
 impl Engine {
-    fn new(plan: &Plan, shared: Shared, seed: u64) -> Self {
+    fn new(staged: &Staged, shared: Shared, seed: u64) -> Self {
         let mut builder = Builder::new();
         builder
             .epoch(SystemTime::UNIX_EPOCH)
@@ -182,7 +181,7 @@ impl Engine {
             .ephemeral_ports(1_024..=65_535);
         let mut sim = builder.build();
         let mut hosts = BTreeMap::new();
-        let balancer_count = plan.topology.balancer_count.max(1);
+        let balancer_count = staged.topology.balancer_count.max(1);
         for place in 0..balancer_count {
             let shared = shared.clone();
             // One balancer holds the register alone, as in production.
@@ -203,8 +202,8 @@ impl Engine {
             commands: 0,
             failed_starts: BTreeMap::new(),
             struck: Vec::new(),
-            shard_names: plan.topology.shards.iter().map(|shard| shard.name.clone()).collect(),
-            start_max: plan.topology.storage.start_max.0.max(1_000_001),
+            shard_names: staged.topology.shards.iter().map(|shard| shard.name.clone()).collect(),
+            start_max: staged.topology.storage.start_max.0.max(1_000_001),
         }
     }
 
@@ -213,10 +212,10 @@ impl Engine {
     }
 
     /// Steps to the end. The error is what broke the simulation itself: a deadline.
-    fn run(&mut self, plan: &Plan, script: Script) -> Result<Ended, String> {
+    fn run(&mut self, staged: &Staged, script: Script) -> Result<Ended, String> {
         let (done, mut ended) = oneshot::channel();
         let healed = Arc::new(AtomicBool::new(false));
-        let world = world::Clients::new(self.shared.clone(), plan.topology.balancer_count.max(1));
+        let world = world::Clients::new(self.shared.clone(), staged.topology.balancer_count.max(1));
         let story = Clients::new(world).story(script, Arc::clone(&healed));
         self.sim.client(CLIENTS, async move {
             let ended = story.await;
@@ -225,11 +224,11 @@ impl Engine {
         });
         self.hosts.insert(CLIENTS.to_owned(), Place::Clients);
         let mut edges: BTreeMap<(u64, usize, bool), ()> = BTreeMap::new();
-        for (place, Window { start, length, .. }) in plan.faults.iter().enumerate() {
+        for (place, Window { start, length, .. }) in staged.faults.iter().enumerate() {
             edges.insert((start.0, place, true), ());
             edges.insert((start.0 + length.0.max(1), place, false), ());
         }
-        let last = plan.heal_at.0 + plan.heal_within.0 + nanos(END_WITHIN);
+        let last = staged.heal_at.0 + staged.heal_within.0 + nanos(END_WITHIN);
         loop {
             self.sim.step().map_err(|error| error.to_string())?;
             if let Ok(ended) = ended.try_recv() {
@@ -244,9 +243,9 @@ impl Engine {
                     break;
                 }
                 edges.pop_first();
-                if opens { self.window_opens(plan, place) } else { self.window_closes(place) }
+                if opens { self.window_opens(staged, place) } else { self.window_closes(place) }
             }
-            if now >= plan.heal_at.0 && !healed.swap(true, Ordering::SeqCst) {
+            if now >= staged.heal_at.0 && !healed.swap(true, Ordering::SeqCst) {
                 edges.clear();
                 for place in self.open.keys().copied().collect::<Vec<_>>() {
                     self.window_closes(place);
@@ -258,8 +257,8 @@ impl Engine {
 
     // ---- faults
 
-    fn window_opens(&mut self, plan: &Plan, place: usize) {
-        let faults = self.resolve(plan.faults[place].fault);
+    fn window_opens(&mut self, staged: &Staged, place: usize) {
+        let faults = self.resolve(staged.faults[place].fault);
         self.struck.push((place, self.now(), faults.iter().flat_map(Fault::places).collect()));
         self.shared.trace_at(self.now(), 4, &format!("{faults:?}"));
         self.open.insert(place, faults.clone());

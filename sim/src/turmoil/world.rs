@@ -348,17 +348,8 @@ impl World for Clients {
         work(&mut self.shared.state().record)
     }
 
-    fn inventory(&self) -> (Vec<String>, Vec<String>) {
-        let map = Arc::clone(&self.shared.state().map);
-        let servers = map.servers.values().map(|record| record.name.to_string());
-        (servers.collect(), map.shards.values().map(|record| record.name.to_string()).collect())
-    }
-
-    fn missing(&self) -> String {
-        let map = Arc::clone(&self.shared.state().map);
-        let shards: Vec<String> =
-            map.shards.values().map(|shard| format!("{} is {:?}, pending {:?}", shard.name, shard.current, shard.pending)).collect();
-        shards.join("; ")
+    fn map(&self) -> Arc<ClusterMap> {
+        Arc::clone(&self.shared.state().map)
     }
 }
 

@@ -1,5 +1,7 @@
 //! What real faults are done to: processes of this machine, or containers of a deployment that was made for it.
 
+#[cfg(feature = "docker")]
+use super::super::deploy::{BALANCER, ROWS, StoreArg};
 use super::super::{Failure, up::LocalCluster};
 use crate::provision::process::Signal;
 use twinshard_core::id::ServerId;
@@ -17,14 +19,51 @@ use bollard::models::ContainerSummary;
 const LOSE_TRIES: u32 = 20;
 
 /// A node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Node {
-    Server(ServerId),
     /// By its place among the balancers.
     Balancer(usize),
+    Server(ServerId),
+    /// That of a server's rows.
+    Database(ServerId),
+    /// Where it is in a database.
+    Register,
 }
 
-/// Who can be struck.
+/// What can be done to a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Blow {
+    Kill,
+    /// What was killed and has nobody else who starts it is started. The engine starts nothing that it was told to kill.
+    Revive,
+    Pause,
+    Resume,
+    /// From all others.
+    CutOff,
+    Rejoin,
+    /// A server dies, and all that it had stored is removed.
+    LoseDisk,
+}
+
+/// Who can be struck, and how.
+pub(super) trait Strikes {
+    /// Whether nodes can be cut off.
+    fn has_networks(&self) -> bool;
+
+    /// Whether the rows of servers are in databases.
+    fn has_databases(&self) -> bool;
+
+    /// Whether the register is in a database.
+    fn has_register(&self) -> bool;
+
+    /// Does it. Whether it hit: who does not run is neither killed nor paused.
+    ///
+    /// # Errors
+    /// If it cannot be done, or it is not known whether it was.
+    async fn deal(&self, blow: Blow, node: Node) -> Result<bool, String>;
+}
+
+/// A live cluster that faults are done to.
 pub(super) enum Ground {
     /// Processes, which are ours.
     Processes(Box<LocalCluster>),
@@ -38,6 +77,7 @@ pub(super) struct Containers {
     deployment: Deployment,
     /// The names of the balancers' containers, and where they serve clients.
     balancers: Vec<(String, String)>,
+    has_databases: bool,
     has_register: bool,
 }
 
@@ -68,7 +108,9 @@ impl Ground {
         }
         balancers.sort();
         let has_register = deployment.container_with(ROLE, REGISTER).await?.is_some();
-        Ok(Self::Containers(Containers { deployment, balancers, has_register }))
+        let rows = deployment.volume_label(&deployment.volume_name(BALANCER), ROWS).await?;
+        let has_databases = rows.as_deref() == Some(StoreArg::Mysql.name());
+        Ok(Self::Containers(Containers { deployment, balancers, has_databases, has_register }))
     }
 
     /// In reports.
@@ -98,18 +140,6 @@ impl Ground {
         }
     }
 
-    pub(super) const fn has_networks(&self) -> bool {
-        !matches!(self, Self::Processes(_))
-    }
-
-    pub(super) const fn has_register(&self) -> bool {
-        match self {
-            Self::Processes(_) => false,
-            #[cfg(feature = "docker")]
-            Self::Containers(containers) => containers.has_register,
-        }
-    }
-
     /// Ends what is ours.
     pub(super) async fn end(self) {
         match self {
@@ -118,92 +148,55 @@ impl Ground {
             Self::Containers(_) => {}
         }
     }
+}
 
-    /// Kills those that run.
-    pub(super) async fn kill(&self, nodes: &[Node]) -> Result<(), String> {
-        match self {
-            Self::Processes(cluster) => signal(cluster, nodes, Signal::Kill).await,
-            #[cfg(feature = "docker")]
-            Self::Containers(containers) => containers.kill(nodes).await.map_err(|error| error.to_string())?,
-        }
-        Ok(())
+impl Strikes for Ground {
+    fn has_networks(&self) -> bool {
+        !matches!(self, Self::Processes(_))
     }
 
-    /// Starts the balancers among those that were killed. Processes have a supervisor that does; the engine starts none that it was told to
-    /// kill, and others may all be gone.
-    pub(super) async fn revive(&self, nodes: &[Node]) -> Result<(), String> {
+    fn has_databases(&self) -> bool {
         match self {
-            Self::Processes(_) => Ok(()),
+            Self::Processes(_) => false,
             #[cfg(feature = "docker")]
-            Self::Containers(containers) => containers.revive(nodes).await.map_err(|error| error.to_string()),
+            Self::Containers(containers) => containers.has_databases,
         }
     }
 
-    /// Has those stand still that run.
-    pub(super) async fn pause(&self, nodes: &[Node]) -> Result<(), String> {
+    fn has_register(&self) -> bool {
         match self {
-            Self::Processes(cluster) => signal(cluster, nodes, Signal::Stop).await,
+            Self::Processes(_) => false,
             #[cfg(feature = "docker")]
-            Self::Containers(containers) => containers.pause(nodes).await.map_err(|error| error.to_string())?,
-        }
-        Ok(())
-    }
-
-    /// Lets those go on that stand still and are still there.
-    pub(super) async fn resume(&self, nodes: &[Node]) -> Result<(), String> {
-        match self {
-            Self::Processes(cluster) => signal(cluster, nodes, Signal::Continue).await,
-            #[cfg(feature = "docker")]
-            Self::Containers(containers) => containers.resume(nodes).await.map_err(|error| error.to_string())?,
-        }
-        Ok(())
-    }
-
-    /// Cuts those off from all others that are not.
-    pub(super) async fn cut_off(&self, nodes: &[Node]) -> Result<(), String> {
-        match self {
-            Self::Processes(_) => Err(format!("{nodes:?} are processes")),
-            #[cfg(feature = "docker")]
-            Self::Containers(containers) => containers.cut_off(nodes).await.map_err(|error| error.to_string()),
+            Self::Containers(containers) => containers.has_register,
         }
     }
 
-    /// Undoes it.
-    pub(super) async fn rejoin(&self, nodes: &[Node]) -> Result<(), String> {
+    async fn deal(&self, blow: Blow, node: Node) -> Result<bool, String> {
         match self {
-            Self::Processes(_) => Err(format!("{nodes:?} are processes")),
+            Self::Processes(cluster) => deal_to_process(cluster, blow, node).await,
             #[cfg(feature = "docker")]
-            Self::Containers(containers) => containers.rejoin(nodes).await.map_err(|error| error.to_string()),
-        }
-    }
-
-    /// Kills a server, and removes all that it had stored.
-    pub(super) async fn lose_disk(&self, node: Node) -> Result<(), String> {
-        let Node::Server(server) = node else { return Err("a balancer's disk cannot be lost".to_owned()) };
-        match self {
-            Self::Processes(cluster) => cluster.provisioner.lose_disk(server).await,
-            #[cfg(feature = "docker")]
-            Self::Containers(containers) => containers.lose_disk(server).await.map_err(|error| error.to_string()),
-        }
-    }
-
-    /// Kills the database of the register if it runs.
-    pub(super) async fn kill_register(&self) -> Result<(), String> {
-        match self {
-            Self::Processes(_) => Err("the register is in a file".to_owned()),
-            #[cfg(feature = "docker")]
-            Self::Containers(containers) => containers.kill_register().await.map_err(|error| error.to_string()),
+            Self::Containers(containers) => containers.deal(blow, node).await.map_err(|error| error.to_string()),
         }
     }
 }
 
-async fn signal(cluster: &LocalCluster, nodes: &[Node], signal: Signal) {
-    for node in nodes {
-        match node {
-            // Who does not run takes no notice.
-            Node::Server(id) => drop(cluster.provisioner.signal(*id, signal).await),
-            Node::Balancer(place) => cluster.signal_balancer(*place, signal).await,
+async fn deal_to_process(cluster: &LocalCluster, blow: Blow, node: Node) -> Result<bool, String> {
+    let signal = match blow {
+        Blow::Kill => Signal::Kill,
+        Blow::Pause => Signal::Stop,
+        Blow::Resume => Signal::Continue,
+        // They have a supervisor that does.
+        Blow::Revive => return Ok(false),
+        Blow::LoseDisk => {
+            let Node::Server(server) = node else { return Err(format!("{node:?} has no disk to lose")) };
+            return cluster.provisioner.lose_disk(server).await.map(|()| true);
         }
+        Blow::CutOff | Blow::Rejoin => return Err(format!("{node:?} is a process, which cannot be cut off")),
+    };
+    match node {
+        Node::Server(id) => Ok(cluster.provisioner.signal(id, signal).await.is_some()),
+        Node::Balancer(place) => Ok(cluster.signal_balancer(place, signal).await),
+        Node::Database(_) | Node::Register => Err(format!("{node:?} is in a file")),
     }
 }
 
@@ -217,6 +210,8 @@ impl Containers {
     async fn of(&self, node: Node) -> Result<Option<ContainerSummary>, DockerError> {
         match node {
             Node::Server(id) => self.deployment.container_with(SERVER, &id.0.to_string()).await,
+            Node::Database(id) => self.deployment.container_with(DATABASE_OF, &id.0.to_string()).await,
+            Node::Register => self.deployment.container_with(ROLE, REGISTER).await,
             Node::Balancer(place) => match self.balancers.get(place) {
                 Some((name, _)) => self.deployment.container_named(name).await,
                 None => Ok(None),
@@ -224,102 +219,63 @@ impl Containers {
         }
     }
 
-    /// The ids of those for which this holds.
-    async fn those(&self, nodes: &[Node], is: impl Fn(&ContainerSummary) -> bool) -> Result<Vec<String>, DockerError> {
-        let mut ids = Vec::new();
-        for node in nodes {
-            ids.extend(self.of(*node).await?.filter(&is).and_then(|container| container.id));
+    async fn deal(&self, blow: Blow, node: Node) -> Result<bool, DockerError> {
+        if let (Blow::LoseDisk, Node::Server(server)) = (blow, node) {
+            return self.lose_disk(server).await;
         }
-        Ok(ids)
+        let Some(container) = self.of(node).await? else { return Ok(false) };
+        let id = container.id.as_deref().unwrap_or_default();
+        let (is_running, is_paused) = (Deployment::is_running(&container), Deployment::is_paused(&container));
+        let is_connected = self.deployment.is_connected(&container);
+        match blow {
+            Blow::Kill if is_running => unless_quicker(self.deployment.kill(id).await),
+            Blow::Pause if is_running => self.deployment.pause(id).await.map(|()| true),
+            Blow::Resume if is_paused => self.deployment.unpause(id).await.map(|()| true),
+            Blow::CutOff if is_connected => unless_quicker(self.deployment.disconnect(id).await),
+            Blow::Rejoin if !is_connected => self.deployment.connect_again(&container).await.map(|()| true),
+            // A server is for a balancer to start.
+            Blow::Revive if !is_running && !is_paused && !matches!(node, Node::Server(_)) => self.deployment.start(id).await.map(|()| true),
+            Blow::Kill | Blow::Revive | Blow::Pause | Blow::Resume | Blow::CutOff | Blow::Rejoin | Blow::LoseDisk => Ok(false),
+        }
     }
 
-    async fn kill(&self, nodes: &[Node]) -> Result<(), DockerError> {
-        for id in self.those(nodes, Deployment::is_running).await? {
-            unless_gone(self.deployment.kill(&id).await)?;
-        }
-        Ok(())
-    }
-
-    async fn revive(&self, nodes: &[Node]) -> Result<(), DockerError> {
-        let balancers: Vec<Node> = nodes.iter().filter(|node| matches!(node, Node::Balancer(_))).copied().collect();
-        for id in self.those(&balancers, |container| !Deployment::is_running(container)).await? {
-            unless_gone(self.deployment.start(&id).await)?;
-        }
-        Ok(())
-    }
-
-    async fn pause(&self, nodes: &[Node]) -> Result<(), DockerError> {
-        for id in self.those(nodes, Deployment::is_running).await? {
-            self.deployment.pause(&id).await?;
-        }
-        Ok(())
-    }
-
-    async fn resume(&self, nodes: &[Node]) -> Result<(), DockerError> {
-        for id in self.those(nodes, Deployment::is_paused).await? {
-            unless_gone(self.deployment.unpause(&id).await)?;
-        }
-        Ok(())
-    }
-
-    async fn cut_off(&self, nodes: &[Node]) -> Result<(), DockerError> {
-        for id in self.those(nodes, |container| self.deployment.is_connected(container)).await? {
-            unless_gone(self.deployment.disconnect(&id).await)?;
-        }
-        Ok(())
-    }
-
-    async fn rejoin(&self, nodes: &[Node]) -> Result<(), DockerError> {
-        for node in nodes {
-            if let Some(container) = self.of(*node).await?.filter(|container| !self.deployment.is_connected(container)) {
-                unless_gone(self.deployment.connect_again(&container).await)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// A balancer may bring the server back while it is taken apart: then again, until nothing is left of what it had.
-    async fn lose_disk(&self, server: ServerId) -> Result<(), DockerError> {
+    /// A balancer may bring the server back while it is taken apart: then again, until nothing is left of what it had. Whether it had
+    /// anything.
+    async fn lose_disk(&self, server: ServerId) -> Result<bool, DockerError> {
         let mut tries_left = LOSE_TRIES;
+        let mut had_data = false;
         loop {
             tries_left -= 1;
-            match self.try_to_lose_disk(server).await {
+            match self.try_to_lose_disk(server, &mut had_data).await {
                 Err(DockerError::Refused { .. }) if tries_left > 0 => {}
-                done => return done,
+                done => return done.map(|()| had_data),
             }
         }
     }
 
-    async fn try_to_lose_disk(&self, server: ServerId) -> Result<(), DockerError> {
+    async fn try_to_lose_disk(&self, server: ServerId, had_data: &mut bool) -> Result<(), DockerError> {
         let number = server.0.to_string();
         let mut volumes = Vec::new();
         for label in [SERVER, DATABASE_OF] {
             if let Some(id) = self.deployment.container_with(label, &number).await?.and_then(|container| container.id) {
                 self.deployment.remove(&id).await?;
             }
-            volumes.extend(self.deployment.volumes_with(&format!("{label}={number}")).await?);
+            let found = self.deployment.volumes_with(&format!("{label}={number}")).await?;
+            volumes.extend(found.into_iter().map(|volume| (volume, label)));
         }
-        for volume in volumes {
+        for (volume, label) in volumes {
             self.deployment.remove_volume(&volume).await?;
+            *had_data |= label == SERVER;
         }
         Ok(())
     }
-
-    async fn kill_register(&self) -> Result<(), DockerError> {
-        match self.deployment.container_with(ROLE, REGISTER).await? {
-            Some(container) if Deployment::is_running(&container) => {
-                unless_gone(self.deployment.kill(container.id.as_deref().unwrap_or_default()).await)
-            }
-            Some(_) | None => Ok(()),
-        }
-    }
 }
 
-/// Whoever brings things back may have been quicker.
+/// Whoever brings things back may have been quicker: then it hit nobody.
 #[cfg(feature = "docker")]
-fn unless_gone(done: Result<(), DockerError>) -> Result<(), DockerError> {
+fn unless_quicker(done: Result<(), DockerError>) -> Result<bool, DockerError> {
     match done {
-        Err(DockerError::Refused { .. }) => Ok(()),
-        done => done,
+        Err(DockerError::Refused { .. }) => Ok(false),
+        done => done.map(|()| true),
     }
 }

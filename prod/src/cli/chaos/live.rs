@@ -1,6 +1,12 @@
 //! A live cluster as the clients of a story see it, and what its balancers tell of it.
 
-use super::{super::Failure, ground::Node};
+#[cfg(test)]
+mod tests;
+
+use super::{
+    super::Failure,
+    ground::{Node, Strikes},
+};
 use crate::{
     net::tls::TlsNetwork,
     story::{
@@ -18,10 +24,15 @@ use std::{
     time::Duration,
 };
 use tokio::{
+    sync::watch,
     task::JoinSet,
     time::{Instant, sleep},
 };
-use twinshard_core::{effect::Note, id::ServerId, map::ClusterMap};
+use twinshard_core::{
+    effect::Note,
+    id::{ReplicaId, ServerId},
+    map::ClusterMap,
+};
 use twinshard_scenarios::scenario::{FaultKind, Target};
 
 /// How often balancers are asked what they have seen.
@@ -30,8 +41,8 @@ const WATCH_EVERY: Duration = Duration::from_millis(50);
 const WATCH_TIMEOUT: Duration = Duration::from_millis(1_000);
 /// How long the removal of all servers may take at the end.
 const CLEAR_TIMEOUT: Duration = Duration::from_secs(120);
-/// Two tellings of one event differ by less in when it was, since they say how long ago.
-const SAME_WITHIN_NS: u64 = 50_000_000;
+/// Replicas that are lost leave the map once nothing has them any more. They may take so long.
+const GONE_WITHIN: Duration = Duration::from_millis(10_000);
 
 /// What was seen of the cluster.
 #[derive(Default)]
@@ -39,9 +50,9 @@ pub(super) struct Entered {
     pub(super) record: Record,
     /// What balancers told, by time once the run is over.
     pub(super) notes: Vec<(u64, Note)>,
-    map: ClusterMap,
-    /// The balancer that took control last.
-    controller: Option<usize>,
+    map: Arc<ClusterMap>,
+    /// When a balancer took control last, in nanoseconds of the run (which may have begun later), and which.
+    controller: Option<(i128, usize)>,
 }
 
 /// A live cluster.
@@ -49,6 +60,7 @@ pub(super) struct Entered {
 pub(super) struct Live {
     began: Instant,
     network: TlsNetwork,
+    /// Where they serve, by place.
     balancers: Arc<[String]>,
     authorization: Option<HeaderValue>,
     entered: Arc<Mutex<Entered>>,
@@ -86,6 +98,16 @@ impl Live {
 
     pub(super) async fn sleep_until(&self, at_ns: u64) {
         sleep(Duration::from_nanos(at_ns.saturating_sub(self.now_ns_now()))).await;
+    }
+
+    /// The same, or until `stopped` says so: whether it did.
+    pub(super) async fn sleep_until_or(&self, at_ns: u64, stopped: &mut watch::Receiver<bool>) -> bool {
+        tokio::select! {
+            biased;
+            // Who would say so is gone only when all is over.
+            _ = stopped.wait_for(|stop| *stop) => true,
+            () = self.sleep_until(at_ns) => false,
+        }
     }
 
     fn entered(&self) -> MutexGuard<'_, Entered> {
@@ -130,12 +152,13 @@ impl Live {
         let (mut after, mut known) = (0, BTreeMap::new());
         loop {
             let path = format!("/events?machine=true&after={after}");
+            let asked_ns = self.now_ns_now();
             match self.ask(place, Method::GET, &path, Value::Null, WATCH_TIMEOUT).await {
                 Ok(Exchange { status: 200, body, .. }) => match serde_json::from_slice::<Told>(&body) {
                     Ok(told) if told.last < after => after = 0,
                     Ok(told) => {
                         after = told.last;
-                        self.enter(place, told, &mut known);
+                        self.enter(place, told, [asked_ns, self.now_ns_now()], &mut known);
                     }
                     Err(error) => self.with(|record| record.breaches.push(format!("/events cannot be read: {error}"))),
                 },
@@ -147,49 +170,83 @@ impl Live {
         }
     }
 
-    fn enter(&self, place: usize, told: Told, known: &mut BTreeMap<u64, (u64, Note)>) {
-        let now = self.now_ns_now();
+    /// Takes up what a balancer told between these two times.
+    fn enter(&self, place: usize, told: Told, [asked_ns, answered_ns]: [u64; 2], known: &mut BTreeMap<u64, (i128, Note)>) {
         let mut entered = self.entered();
         let Entered { record, notes, map, controller } = &mut *entered;
         if let Some(newest) = told.map {
             record.names.learn(&newest);
             record.recorder.learn(&newest);
-            *map = newest;
+            *map = Arc::new(newest);
         }
         for Event { number, ago_ms, note } in told.events {
-            // What was before the run is none of its.
-            let Some(at) = now.checked_sub(ago_ms.saturating_mul(1_000_000)) else { continue };
+            // It says how long ago in whole milliseconds, at some time between the two: so it was at or after this, and not after that.
+            let ago_ns = i128::from(ago_ms) * 1_000_000;
+            let [earliest, latest] = [i128::from(asked_ns) - ago_ns - 1_000_000, i128::from(answered_ns) - ago_ns];
             match known.get(&number) {
-                Some((before, told)) if *told == note && before.abs_diff(at) < SAME_WITHIN_NS => continue,
+                // What another life tells was later than anything that this one told.
+                Some((before, told)) if *told == note && earliest <= *before => continue,
                 Some(_) => known.clear(),
                 None => {}
             }
-            known.insert(number, (at, note.clone()));
+            known.insert(number, (latest, note.clone()));
             if note == Note::Controlling {
-                *controller = Some(place);
+                *controller = (*controller).max(Some((latest, place)));
             }
-            notes.push((at, note));
+            // What was before the run is none of its.
+            if let Ok(at) = u64::try_from(latest) {
+                notes.push((at, note));
+            }
+        }
+    }
+
+    /// The replicas that servers among these hold.
+    pub(super) fn replicas_of(&self, nodes: &[Node]) -> BTreeSet<ReplicaId> {
+        let entered = self.entered();
+        let held = entered.map.replicas.iter().filter(|(_, record)| nodes.contains(&Node::Server(record.server)));
+        held.map(|(id, _)| *id).collect()
+    }
+
+    /// Those of the lost that are in the map after all: what was to be lost was found again.
+    pub(super) async fn not_lost(&self, lost: &BTreeSet<ReplicaId>) -> Vec<String> {
+        let deadline = Instant::now() + GONE_WITHIN;
+        loop {
+            let left: Vec<ReplicaId> = self.entered().map.replicas.keys().filter(|id| lost.contains(id)).copied().collect();
+            if left.is_empty() || Instant::now() >= deadline {
+                return left.into_iter().map(|id| format!("replica {id} was not lost with its disk")).collect();
+            }
+            sleep(WATCH_EVERY).await;
         }
     }
 
     /// Those that a fault strikes now.
-    pub(super) fn nodes(&self, kind: &FaultKind) -> Vec<Node> {
+    pub(super) fn nodes(&self, kind: &FaultKind, ground: &impl Strikes) -> Vec<Node> {
+        let databases = |servers: Vec<Node>| servers.into_iter().filter_map(database_of);
         match kind {
             FaultKind::Crash { target } | FaultKind::LoseDisk { target } | FaultKind::Pause { target } | FaultKind::Isolate { target } => {
                 self.those(target)
             }
-            FaultKind::PowerLoss {} => [self.those(&Target::Balancers), self.those(&Target::Servers)].concat(),
-            FaultKind::RegisterDown {}
-            | FaultKind::Partition { .. }
-            | FaultKind::ProvisionFails { .. }
-            | FaultKind::Network { .. }
-            | FaultKind::SlowDisk { .. } => Vec::new(),
+            FaultKind::PowerLoss {} => {
+                let mut all = [self.those(&Target::Balancers), self.those(&Target::Servers)].concat();
+                if ground.has_databases() {
+                    all.extend(databases(self.those(&Target::Servers)));
+                }
+                all.extend(ground.has_register().then_some(Node::Register));
+                all
+            }
+            FaultKind::DatabaseDown { target } => databases(self.those(target)).collect(),
+            FaultKind::RegisterDown {} => vec![Node::Register],
+            FaultKind::Partition { .. } | FaultKind::ProvisionFails { .. } | FaultKind::Network { .. } | FaultKind::SlowDisk { .. } => {
+                Vec::new()
+            }
         }
     }
 
     fn those(&self, target: &Target) -> Vec<Node> {
-        let entered = self.entered();
-        let map = &entered.map;
+        let (map, controller) = {
+            let entered = self.entered();
+            (Arc::clone(&entered.map), entered.controller)
+        };
         let holders = |shard: &str, leads: bool| {
             let record = map.shard_named(shard).and_then(|id| map.shards.get(&id));
             let config = record.and_then(|record| record.current.as_ref());
@@ -206,7 +263,7 @@ impl Live {
             Target::PrimaryOf(shard) => holders(shard, true),
             Target::BackupOf(shard) => holders(shard, false).into_iter().take(1).collect(),
             Target::BackupsOf(shard) => holders(shard, false),
-            Target::Controller => entered.controller.map(Node::Balancer).into_iter().collect(),
+            Target::Controller => controller.map(|(_, place)| Node::Balancer(place)).into_iter().collect(),
             Target::Servers => map.servers.keys().copied().map(Node::Server).collect(),
             Target::Balancers => (0..self.balancers.len()).map(Node::Balancer).collect(),
             Target::Clients => Vec::new(),
@@ -218,6 +275,8 @@ impl Live {
         match node {
             Node::Server(id) => self.entered().record.names.server(id),
             Node::Balancer(place) => format!("balancer {place}"),
+            Node::Database(id) => format!("the database of {}", self.entered().record.names.server(id)),
+            Node::Register => "the register".to_owned(),
         }
     }
 
@@ -230,6 +289,13 @@ impl Live {
             Ok(Exchange { body, .. }) => eprintln!("the cluster stays as it is: {}", String::from_utf8_lossy(&body)),
             Err(_) => eprintln!("the cluster stays as it is: no answer"),
         }
+    }
+}
+
+const fn database_of(node: Node) -> Option<Node> {
+    match node {
+        Node::Server(id) => Some(Node::Database(id)),
+        Node::Balancer(_) | Node::Database(_) | Node::Register => None,
     }
 }
 
@@ -259,17 +325,7 @@ impl World for Live {
         work(&mut self.entered().record)
     }
 
-    fn inventory(&self) -> (Vec<String>, Vec<String>) {
-        let entered = self.entered();
-        let servers = entered.map.servers.values().map(|record| record.name.to_string());
-        (servers.collect(), entered.map.shards.values().map(|record| record.name.to_string()).collect())
-    }
-
-    fn missing(&self) -> String {
-        let entered = self.entered();
-        let shards = entered.map.shards.values();
-        let shards: Vec<String> =
-            shards.map(|shard| format!("{} is {:?}, pending {:?}", shard.name, shard.current, shard.pending)).collect();
-        shards.join("; ")
+    fn map(&self) -> Arc<ClusterMap> {
+        Arc::clone(&self.entered().map)
     }
 }

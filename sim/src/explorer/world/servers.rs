@@ -156,7 +156,7 @@ impl World {
     }
 
     pub(super) fn store_done(&mut self, server: ServerId, incarnation: u64, replica: ReplicaId, token: Token, command: StoreCommand) {
-        let down = self.open().any(|fault| matches!(fault, Fault::StoreDown { server: down } if *down == server));
+        let down = self.open().any(|fault| *fault == Fault::StoreDown { place: Place::Server(server) });
         let weather = self.plan.topology.storage;
         let Some(node) = self.servers.get_mut(&server) else { return };
         if node.process.incarnation != incarnation || node.machine.is_none() {

@@ -106,6 +106,7 @@ impl World {
             Fault::Down { place, loses_disk } => nodes(place).into_iter().map(|place| Fault::Down { place, loses_disk }).collect(),
             Fault::Pause { place } => nodes(place).into_iter().map(|place| Fault::Pause { place }).collect(),
             Fault::SlowDisk { place, sync_max } => nodes(place).into_iter().map(|place| Fault::SlowDisk { place, sync_max }).collect(),
+            Fault::StoreDown { place } => nodes(place).into_iter().map(|place| Fault::StoreDown { place }).collect(),
             // Anyone's starts stay anyone's.
             Fault::StartsFail { place: Place::Servers, .. } => vec![fault],
             Fault::StartsFail { place, times } => nodes(place).into_iter().map(|place| Fault::StartsFail { place, times }).collect(),
@@ -113,7 +114,6 @@ impl World {
             | Fault::Split { .. }
             | Fault::DiskLoss { .. }
             | Fault::Rot { .. }
-            | Fault::StoreDown { .. }
             | Fault::Register { .. }
             | Fault::ProvisionFails => vec![fault],
         }
