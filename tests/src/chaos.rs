@@ -1,6 +1,6 @@
 //! Scenario files played live by the production program: the checks of the simulated worlds on real processes.
 
-use crate::processes::production_binary;
+use crate::processes::{production_binary, signal, wait_for};
 use std::{
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -29,6 +29,38 @@ fn killed_primary_loses_nothing_and_nothing_is_left() {
     assert_eq!(std::fs::read_dir(temporary.path()).unwrap().count(), 0);
 }
 
+/// The states of the processes that have something to do with a directory: `T` for one that stands still.
+fn states(of: &Path) -> Vec<char> {
+    let mut states = Vec::new();
+    for entry in std::fs::read_dir("/proc").unwrap() {
+        let entry = entry.unwrap().path();
+        let (Ok(command), Ok(status)) = (std::fs::read(entry.join("cmdline")), std::fs::read_to_string(entry.join("status"))) else {
+            continue;
+        };
+        if String::from_utf8_lossy(&command).contains(of.to_str().unwrap()) {
+            states.extend(status.lines().find_map(|line| line.strip_prefix("State:")?.trim().chars().next()));
+        }
+    }
+    states
+}
+
+#[tokio::test]
+async fn interrupted_run_lets_go_of_whom_it_struck() {
+    let temporary = tempfile::tempdir().unwrap();
+    let mut chaos = Command::new(production_binary());
+    chaos.arg("chaos").arg(scenarios().join("paused-primary.toml")).arg("--up").env("TWINSHARD_LOG", "error");
+    chaos.env("TMPDIR", temporary.path()).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let chaos = chaos.spawn().unwrap();
+    wait_for("a server that stands still", async || states(temporary.path()).contains(&'T').then_some(())).await;
+    signal("INT", &[chaos.id()]);
+    let output = chaos.wait_with_output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!((output.status.code(), output.stdout.as_slice()), (Some(1), &b""[..]), "{said}");
+    assert!(said.contains("interrupted: what was struck was let go"), "{said}");
+    assert_eq!(states(temporary.path()), []);
+    assert_eq!(std::fs::read_dir(temporary.path()).unwrap().count(), 0);
+}
+
 /// More is lost than any cluster can stand: if that passed, so would everything.
 #[test]
 fn loss_of_every_disk_is_noticed() {
@@ -52,6 +84,7 @@ fn what_cannot_be_played_is_refused_by_name() {
         ("bad-network", "'network' cannot be played live"),
         ("respawn-fails-twice", "'provision-fails' cannot be played live"),
         ("register-down", "'register-down' cannot be played live: the register is in a file here"),
+        ("database-down", "'database-down' cannot be played live: rows are in files here"),
         ("isolated-primary", "'isolate' cannot be played live: processes of one machine"),
     ] {
         let (code, report, said) = play(&scenarios().join(format!("{file}.toml")), &["--up"], temporary.path());

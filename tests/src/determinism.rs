@@ -3,11 +3,16 @@
 use crate::lock;
 use std::collections::BTreeMap;
 use twinshard_core::planted::Planted;
-use twinshard_sim::search::{Search, search};
+use twinshard_sim::{
+    explorer::coverage::Sometimes,
+    search::{Search, search},
+};
 
 fn found(jobs: usize) -> String {
     let found = search(Search { start: 0, count: 24, jobs, planted: Planted::NONE, keeps_going: true }, |_| {});
     assert_eq!(found.seeds, 24);
+    // What is pinned has replicas that operators moved.
+    assert!(found.coverage.count(Sometimes::Relocated) > 0, "no replica was moved");
     format!("{} {}", found.hash, found.events)
 }
 

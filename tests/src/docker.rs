@@ -1,6 +1,6 @@
 //! The Docker deployment as its operator meets it, where there is an engine: built, killed, paused, cut off, taken down, brought up, removed.
 
-use crate::processes::{Load, assert_all_there, default_cluster, healthy, ok, read_all, wait_for};
+use crate::processes::{Load, assert_all_there, default_cluster, healthy, ok, production_binary, read_all, wait_for};
 use http::Method;
 use std::{
     path::Path,
@@ -98,6 +98,11 @@ async fn deployments_on_docker_stand_what_happens_to_them() {
 async fn deployment_on_docker_loses_nothing_and_leaves_nothing() {
     let Some(deployment) = Deployment::new("redb") else { return };
     deployment.make("all");
+    // Nobody said that it may be broken.
+    let words_of_chaos = ["chaos", "scenarios/primary-crash.toml", "--deployment", &deployment.name];
+    let refused = run(production_binary().to_str().unwrap(), &words_of_chaos);
+    assert_eq!(refused.status.code(), Some(2), "{}", words(&refused));
+    assert!(words(&refused).contains("was not made to be broken"), "{}", words(&refused));
     let mut client = deployment.client();
     ok(&mut client, Method::POST, "/init", default_cluster()).await;
     let load = Load::start(&deployment.url(0), 0);

@@ -17,8 +17,8 @@ use twinshard_sim::turmoil::{
     swarm,
 };
 
-/// What turmoil cannot do, by scenario: messages lost one by one, and processes that stand still.
-const REFUSED: &[&str] = &["bad-network", "paused-primary"];
+/// What turmoil cannot do, by scenario: messages lost one by one, rows that do not answer, and processes that stand still.
+const REFUSED: &[&str] = &["bad-network", "database-down", "paused-primary"];
 /// Seeds of the turmoil world's own general scenario that are played each time.
 const SEEDS: u64 = 20;
 

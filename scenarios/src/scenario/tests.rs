@@ -49,6 +49,9 @@ fn a_good_file_is_read() {
 
 #[test]
 fn a_bad_file_is_refused_with_its_key() {
+    const PARTITION: &str = "kind = \"partition\"\nbetween = [\"primary of sh1\"]\nand = [\"backups of sh1\"]\ndirection = \"one-way\"";
+    const ADDED: &str = "kind = \"add\"\nservers = [{ name = \"Server9\", shards = [\"sh1\", \"sh2\"] }]\n\
+                         shards = [{ name = \"sh2\", low = 100, size = 100 }]";
     let cases = [
         ("servers = 3", "servers = 3\nsevers = 4", "unknown field `severs`"),
         ("servers = 3", "", "missing field `servers`"),
@@ -65,12 +68,12 @@ fn a_bad_file_is_refused_with_its_key() {
         ("for_ms = 20\n", "", "faults[0].for_ms: is missing"),
         ("for_ms = 20\n", "for_ms = 20\nloss = 3\n", "loss"),
         ("kind = \"add\"", "kind = \"add\"\nforce = true", "force"),
-        (
-            "kind = \"partition\"\nbetween = [\"primary of sh1\"]\nand = [\"backups of sh1\"]\ndirection = \"one-way\"",
-            "kind = \"power-loss\"\ntarget = \"Server1\"",
-            "target",
-        ),
+        (PARTITION, "kind = \"power-loss\"\ntarget = \"Server1\"", "target"),
         ("kind = \"partition\"", "kind = \"earthquake\"", "unknown variant `earthquake`"),
+        (PARTITION, "kind = \"database-down\"\ntarget = \"controller\"", "faults[0].target: a balancer has no rows in a database"),
+        (ADDED, "kind = \"drain\"\nserver = \"Server7\"", "admin[0].server: there is no server 'Server7'"),
+        (ADDED, "kind = \"move\"\nshard = \"sh1\"\nfrom = \"Server0\"\nto = \"Server7\"", "admin[0].to: there is no server 'Server7'"),
+        (ADDED, "kind = \"move\"\nshard = \"sh7\"\nfrom = \"Server0\"\nto = \"Server1\"", "admin[0].shard: there is no shard 'sh7'"),
         ("clients = 2", "clients = 2\nretries_max = 1", "workload.retries_max: needs idempotency_keys"),
     ];
     for (from, to, expected) in cases {
@@ -99,7 +102,7 @@ fn every_scenario_of_the_folder_is_sound() {
         assert!(expects_service.is_some() && scenario.expect.operations_min.is_some(), "{}: expects too little", scenario.name);
     }
     let kinds: std::collections::BTreeSet<&str> = all.iter().flat_map(|scenario| &scenario.faults).map(|fault| fault.kind.name()).collect();
-    for kind in ["crash", "lose-disk", "power-loss", "pause", "partition", "register-down", "provision-fails", "network"] {
+    for kind in ["crash", "lose-disk", "power-loss", "pause", "partition", "register-down", "database-down", "provision-fails", "network"] {
         assert!(kinds.contains(kind), "no scenario has {kind}");
     }
 }

@@ -146,7 +146,7 @@ fn fault(draw: &mut Draw, (servers, shards, balancers, duration): (u64, u64, u64
 
 fn operator(draw: &mut Draw, number: u64, (servers, shards, duration): (u64, u64, u64)) -> String {
     let at = draw.between(200, duration);
-    match draw.below(3) {
+    match draw.below(5) {
         0 => {
             let held = format!("sh{}", draw.between(1, shards));
             format!(
@@ -155,7 +155,13 @@ fn operator(draw: &mut Draw, number: u64, (servers, shards, duration): (u64, u64
             )
         }
         1 => format!("[[admin]]\nat_ms = {at}\nkind = \"remove\"\nservers = [\"Server{}\"]\n", draw.below(servers)),
-        _ => format!("[[admin]]\nat_ms = {at}\nkind = \"move-primary\"\nshard = \"sh{}\"\n", draw.between(1, shards)),
+        2 => format!("[[admin]]\nat_ms = {at}\nkind = \"move-primary\"\nshard = \"sh{}\"\n", draw.between(1, shards)),
+        3 => {
+            let (shard, from, to) = (draw.between(1, shards), draw.below(servers), draw.below(servers));
+            let ends = format!("from = \"Server{from}\"\nto = \"Server{to}\"\n");
+            format!("[[admin]]\nat_ms = {at}\nkind = \"move\"\nshard = \"sh{shard}\"\n{ends}")
+        }
+        _ => format!("[[admin]]\nat_ms = {at}\nkind = \"drain\"\nserver = \"Server{}\"\n", draw.below(servers)),
     }
 }
 

@@ -96,6 +96,27 @@ fn primary_is_asked_for_or_moved() {
 }
 
 #[test]
+fn replica_is_moved_and_server_is_drained() {
+    let request = Request::Move { shard: "sh1".into(), from: "Server0".into(), to: "Server3".into() };
+    let body = json!({ "shard": "sh1", "from": "Server0", "to": "Server3" });
+    let answer = json!({ "message": "sh1 was moved from Server0 to Server3", "status": "successful" });
+    check(&request, (Method::POST, "/move", body), &answer, Reply::Relocated { moves: vec![("sh1".into(), "Server3".into())] });
+    assert!(answer_to(&request, 200, &json!({ "status": "successful" })).is_err(), "nothing is said");
+
+    let request = Request::Drain { server: "Server0".into() };
+    let answer = json!({
+        "message": "Server0 holds no replica any more",
+        "moves": [{ "shard": "sh1", "to": "Server3" }, { "shard": "sh2", "to": "Server4" }],
+        "status": "successful",
+    });
+    let moves = vec![("sh1".into(), "Server3".into()), ("sh2".into(), "Server4".into())];
+    check(&request, (Method::POST, "/drain", json!({ "server": "Server0" })), &answer, Reply::Relocated { moves });
+    for moves in [json!(null), json!([{ "shard": "sh1" }])] {
+        assert!(answer_to(&request, 200, &json!({ "message": "done", "moves": moves, "status": "successful" })).is_err(), "{moves}");
+    }
+}
+
+#[test]
 fn rows_come_with_their_versions_and_the_next_key() {
     let answer = json!({
         "shards_queried": ["sh1"],
