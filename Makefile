@@ -96,8 +96,9 @@ test: ## Every test: machines, storage, simulated scenarios, processes (minutes)
 		$(CARGO) test --workspace --locked
 
 # What can be played on real machines (`twinshard chaos --help`).
-CHAOS_UP = steady-state primary-crash balancer-crash paused-primary lost-disk power-loss add-under-load remove-under-load
-CHAOS_DOCKER = primary-crash balancer-crash paused-primary lost-disk power-loss isolated-primary register-down remove-under-load
+CHAOS_UP = steady-state primary-crash balancer-crash paused-primary lost-disk power-loss add-under-load remove-under-load move-under-load
+CHAOS_DOCKER = primary-crash balancer-crash paused-primary lost-disk power-loss isolated-primary register-down database-down \
+	remove-under-load move-under-load
 DEEP = twinshard-deep
 
 .PHONY: test-deep
@@ -105,9 +106,10 @@ test-deep: ## Scenario files with real faults: against processes, then container
 	$(CARGO) build --release --locked -p twinshard
 	@set -e; for name in $(CHAOS_UP); do echo "== $$name, processes"; TWINSHARD_LOG=error target/release/twinshard chaos scenarios/$$name.toml --up; done
 	@if ! docker version >/dev/null 2>&1; then echo "No Docker engine answers: scenarios are not played on containers"; exit 0; fi; set -e; \
+		trap 'exit 1' INT TERM; trap '$(MAKE) clean NAME=$(DEEP) </dev/null' EXIT; \
 		$(MAKE) all NAME=$(DEEP) PORT=5790 BALANCERS=2 CHAOS=1; \
 		for name in $(CHAOS_DOCKER); do echo "== $$name, containers"; $(STATIC) chaos scenarios/$$name.toml --deployment $(DEEP); done; \
-		$(MAKE) clean NAME=$(DEEP) </dev/null
+		trap - EXIT; $(MAKE) clean NAME=$(DEEP) </dev/null
 
 .PHONY: check
 check: ## Format, lints, what the core depends on, core tests (seconds when warm)
