@@ -22,6 +22,7 @@ mod router;
 mod routes;
 mod sessions;
 mod status;
+mod told;
 mod wishes;
 
 use crate::{
@@ -43,6 +44,7 @@ use std::{
     collections::{BTreeMap, VecDeque},
     sync::Arc,
 };
+use told::Told;
 use wishes::Admin;
 
 /// How often the controller raises its beat in the map. A third of the default of [`BalancerConfig::controller_after`].
@@ -173,6 +175,7 @@ pub struct BalancerMachine {
     hint_since: Instant,
     controlling: bool,
     observed: Observed,
+    told: Told,
     drives: Drives,
     provisions: BTreeMap<ServerId, Provision>,
     admins: VecDeque<Admin>,
@@ -207,6 +210,7 @@ impl BalancerMachine {
             hint_since: now,
             controlling: false,
             observed: Observed::new(config.suspect_after),
+            told: Told::default(),
             drives: Drives::new(config.planted),
             provisions: BTreeMap::new(),
             admins: VecDeque::new(),
@@ -340,6 +344,8 @@ impl BalancerMachine {
                     .collect();
                 let beat = Beat { beat, owner, map_version, replicas };
                 let Some(owner) = self.observed.heard(now, from, beat, self.operations_begun) else { return };
+                // What is newer than the map at hand was read by another, or the register went back.
+                self.must_read |= self.told.hear(map_version, self.operations_begun) && map_version > version;
                 if owner != Owner::Same {
                     if owner == Owner::Another {
                         self.runs_anew(from, out);
@@ -452,12 +458,14 @@ impl BalancerMachine {
                 self.must_read = false;
                 self.is_fresh = true;
                 self.next_poll = now + POLL_EVERY;
+                self.look_back(operation, version, out);
                 self.learn(now, version, map, out);
                 self.confirm(now, operation, out);
                 self.release(now, out);
             }
             (Register::Swapping { token: asked, operation, swap }, RegisterAnswer::Swapped) if asked == token => {
                 self.register_failures = 0;
+                self.look_back(operation, swap.expected, out);
                 self.swapped(now, swap, out);
                 self.confirm(now, operation, out);
             }
@@ -477,6 +485,21 @@ impl BalancerMachine {
             (Register::Reading { token: asked, .. }, _) if asked == token => self.register_failed(now),
             // Not the answer to what is asked.
             (register, _) => self.register = register,
+        }
+    }
+
+    /// The register held that version when that operation was done. If a server had seen a newer one by then, nothing is changed any more.
+    fn look_back(&mut self, operation: u64, held: MapVersion, out: &mut Vec<BalancerEffect>) {
+        if !self.told.shown(operation, held) {
+            return;
+        }
+        self.controlling = false;
+        if let Some((told, found)) = self.told.went_back() {
+            if self.known.as_ref().is_none_or(|(known, _)| *known < told) {
+                // Its own session may be another's too.
+                self.router.end_session();
+            }
+            out.push(BalancerEffect::Note(Note::RegisterWentBack { told, found }));
         }
     }
 
@@ -535,7 +558,7 @@ impl BalancerMachine {
             self.content_version = version;
         }
         let was_controlling = self.controlling;
-        self.controlling = self.id.is_some() && map.controller.holder == self.id;
+        self.controlling = self.id.is_some() && map.controller.holder == self.id && self.told.went_back().is_none();
         if self.controlling && !was_controlling {
             out.push(BalancerEffect::Note(Note::Controlling));
         }
@@ -604,8 +627,11 @@ impl BalancerMachine {
         }
     }
 
-    /// One compare-and-set with every transition that is ready.
+    /// One compare-and-set with every transition that is ready. None on a register that went back.
     fn swap(&mut self, now: Instant, version: MapVersion, map: &Arc<ClusterMap>, out: &mut Vec<BalancerEffect>) {
+        if self.told.went_back().is_some() {
+            return;
+        }
         let mut next = ClusterMap::clone(map);
         let identity = self.mint(&mut next);
         let (mut next, goals) = self.wish_all(next, now, out);

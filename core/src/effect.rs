@@ -295,6 +295,13 @@ pub enum Note {
     },
     /// A balancer took the controller's role.
     Controlling,
+    /// The register holds an older map than a server has seen: the balancer changes nothing any more.
+    RegisterWentBack {
+        /// What the server had seen.
+        told: MapVersion,
+        /// What the register held after that.
+        found: MapVersion,
+    },
     /// A message was dropped, and why.
     Dropped {
         /// A short name of the reason.

@@ -167,7 +167,11 @@ fn last_served(
     // Whether everything is here that ever was: then a configuration that served would show its barrier, whoever has promised what since.
     let is_here = |replica: &ReplicaId| replicas.contains_key(replica);
     let known = map.replicas.iter().filter(|(_, record)| record.shard == shard && record.stage == ReplicaStage::Ready).map(|(id, _)| id);
-    let knows_all = are_all_found && known.chain(configs.values().flat_map(|config| &config.members)).all(is_here);
+    // What was promised or written in an epoch that nobody shows may be for members that nobody shows either.
+    let shown = configs.last_key_value().map_or(Epoch(0), |(epoch, _)| *epoch);
+    let is_explained = replicas.values().all(|replica| replica.promised.max(replica.last.epoch) <= shown);
+    let members = configs.values().flat_map(|config| &config.members);
+    let knows_all = are_all_found && is_explained && known.chain(members).all(is_here);
     let mut newest = None;
     for config in configs.values().rev() {
         let has = |replica: &FoundReplica| {
@@ -379,6 +383,33 @@ mod tests {
             Arc::make_mut(map).servers.insert(ServerId(4), absent.clone());
         }
         assert_eq!(story.epoch(), Err(1));
+    }
+
+    #[test]
+    fn epoch_that_was_promised_and_that_nobody_shows_is_not_passed_over() {
+        // All that the newest map shows is here. But it does not show e6, nor the new members that it may have served on.
+        for (promised, written, comes_back) in [
+            ([5, 5, 5], [5, 5, 5], Ok(5)),
+            ([6, 5, 5], [5, 5, 5], Ok(5)),
+            ([6, 6, 5], [5, 5, 5], Err(1)),
+            ([6, 6, 6], [5, 5, 5], Err(0)),
+            ([6, 6, 6], [6, 5, 5], Err(0)),
+            ([6, 6, 6], [6, 6, 6], Err(0)),
+        ] {
+            let mut story = Story::serving(3);
+            for (id, (promised, written)) in (1..).zip(promised.into_iter().zip(written)) {
+                let replica = story.replica(id);
+                (replica.promised, replica.last.epoch) = (Epoch(promised), Epoch(written));
+            }
+            assert_eq!(story.epoch(), comes_back, "promised {promised:?}, written {written:?}");
+        }
+        // Where somebody shows e6, everything is known: it is on no install quorum, and never served.
+        let mut story = Story::serving(3);
+        for id in 1..=3 {
+            story.replica(id).promised = Epoch(6);
+        }
+        story.has(1, &config(6, &[1, 2, 3]));
+        assert_eq!(story.epoch(), Ok(5));
     }
 
     #[test]

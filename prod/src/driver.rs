@@ -124,6 +124,9 @@ impl Notes {
             Note::Activated { shard, config } => tracing::info!(node = %name, %shard, %config, "configuration active"),
             Note::Lost { replica, reason } => tracing::error!(node = %name, %replica, ?reason, "replica lost"),
             Note::Controlling => tracing::info!(node = %name, "controls the cluster"),
+            Note::RegisterWentBack { told, found } => {
+                tracing::error!(node = %name, %told, %found, "the metadata register went back: nothing is changed until it is recovered");
+            }
         }
         self.telemetry.noted(note);
         if let Some(sink) = &self.sink {

@@ -210,6 +210,7 @@ pub const fn kind(note: &Note) -> &'static str {
         Note::Activated { .. } => "activated",
         Note::Lost { .. } => "lost",
         Note::Controlling => "controlling",
+        Note::RegisterWentBack { .. } => "register-went-back",
         Note::Dropped { .. } => "dropped",
     }
 }

@@ -239,6 +239,7 @@ impl Deeds {
                 | Note::Started { .. }
                 | Note::Proposed { .. }
                 | Note::Controlling
+                | Note::RegisterWentBack { .. }
                 | Note::Dropped { .. } => {}
             }
         }
@@ -260,6 +261,7 @@ fn note_text(names: &Names, note: &Note) -> Option<String> {
         Note::Activated { shard, config } => format!("{}: {} active, {}", names.shard(*shard), config.epoch, names.config(config)),
         Note::Lost { replica, reason } => format!("{} is lost: {reason:?}", names.replica(*replica)),
         Note::Controlling => "a balancer takes control".to_owned(),
+        Note::RegisterWentBack { told, found } => format!("the register went back from {told} to {found}"),
         // Counted by metrics; far too many for people.
         Note::Dropped { .. } => return None,
     })

@@ -200,6 +200,11 @@ impl Router {
         }
     }
 
+    /// No number of the session is given out any more: writes wait for another.
+    pub(crate) const fn end_session(&mut self) {
+        self.sessions.end();
+    }
+
     /// Whether the shell shall mint a new session: there is none yet, or a replica refused the last (R23).
     #[must_use]
     pub(crate) fn wants_session(&self) -> bool {

@@ -40,6 +40,8 @@ pub(crate) struct Sessions {
     session: Option<SessionId>,
     /// The shards that refused the session.
     refused: BTreeSet<ShardId>,
+    /// The session must not be used any more, by any shard.
+    has_ended: bool,
     numbers: BTreeMap<(ShardId, SessionId), Numbers>,
     ticket: u64,
     waiting: BTreeMap<ShardId, BTreeMap<u64, (Token, usize)>>,
@@ -53,6 +55,7 @@ impl Sessions {
         }
         self.session = Some(session);
         self.refused.clear();
+        self.has_ended = false;
         self.numbers.retain(|(_, owner), numbers| *owner == session || !numbers.open.is_empty());
     }
 
@@ -73,9 +76,14 @@ impl Sessions {
         }
     }
 
+    /// The session is not used any more: it may be another balancer's too.
+    pub(crate) const fn end(&mut self) {
+        self.has_ended = true;
+    }
+
     /// Gives a number out, if there is a session that the shard has not refused and a number is free.
     pub(crate) fn open(&mut self, shard: ShardId) -> Option<Number> {
-        let session = self.session.filter(|_| !self.refused.contains(&shard))?;
+        let session = self.session.filter(|_| !self.has_ended && !self.refused.contains(&shard))?;
         let numbers = self.numbers.entry((shard, session)).or_default();
         // R25: bounded.
         if numbers.last + 1 - numbers.lowest() >= WINDOW_MAX {

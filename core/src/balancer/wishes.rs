@@ -73,6 +73,13 @@ impl BalancerMachine {
                             let words = "the metadata register does not answer: nothing is changed or repaired until it does";
                             status.warnings.push(words.into());
                         }
+                        if let Some((told, found)) = self.told.went_back() {
+                            let words = format!(
+                                "the metadata register went back from {told} to {found}, as if it was restored from an older copy: nothing is \
+                                 changed or repaired by this balancer; stop the cluster and run `twinshard recover` (`make recover`)"
+                            );
+                            status.warnings.push(words.into());
+                        }
                         Some(Reply::Status(Box::new(status)))
                     }
                     (None, Request::Primary { shard, change: false }) => Some(match map.shard_named(shard) {

@@ -29,8 +29,12 @@ use std::{
 const FLUSH_AFTER: Duration = Duration::from_millis(1_000);
 /// How long a store that is unavailable is left alone. A guess.
 const RETRY_AFTER: Duration = Duration::from_millis(200);
-/// How long a store that does not answer is only waited for. A guess: a database that is started again takes less.
+/// How long a store that cannot answer is only waited for. A guess: a database that is started again takes less.
 const STORE_AWAY_AFTER: Duration = Duration::from_millis(1_000);
+/// How long a store that was asked and says nothing is only waited for. A guess: far more than the largest flush takes.
+const STORE_HANGS_AFTER: Duration = Duration::from_millis(3_000);
+/// A store that was asked nothing for so long is asked whether it is there. A guess: nobody misses it meanwhile.
+const PROBE_AFTER: Duration = Duration::from_millis(5_000);
 /// The most keys of one load of old rows.
 const LOAD_KEYS_MAX: usize = 8_192;
 /// The most keys that a verdict names.
@@ -119,6 +123,8 @@ enum Asked {
     Load,
     Read(PendingRead),
     Flush(Flush),
+    /// Whether it is there.
+    Probe,
 }
 
 /// A flush under way, or to be tried again.
@@ -136,6 +142,7 @@ struct Outstanding {
     asked: Asked,
     /// What was visible in the store when it was asked.
     visible: LogIndex,
+    at: Instant,
 }
 
 /// The view of one replica.
@@ -165,8 +172,10 @@ pub struct View {
     unflushed: Option<Flush>,
     last_request: u64,
     retry_at: Option<Instant>,
-    /// Since when the store has answered nothing but that it cannot.
+    /// When the store was asked what it first answered nothing to, or that it cannot, since it last answered.
     away_since: Option<Instant>,
+    /// When it was asked last.
+    asked_at: Option<Instant>,
     lost: bool,
 }
 
@@ -197,6 +206,7 @@ impl View {
             last_request: 0,
             retry_at: None,
             away_since: None,
+            asked_at: None,
             lost: false,
         }
     }
@@ -249,7 +259,9 @@ impl View {
     /// Whether the store has been asked and has not answered for a while.
     #[must_use]
     pub fn is_store_away(&self, now: Instant) -> bool {
+        let oldest = self.outstanding.first_key_value().map(|(_, outstanding)| outstanding.at);
         self.away_since.is_some_and(|since| now.since(since) >= STORE_AWAY_AFTER)
+            || oldest.is_some_and(|since| now.since(since) >= STORE_HANGS_AFTER)
     }
 
     /// Applies what can be applied, issues loads, reads and flushes. `durable_log` is how far the replica's own log is durable.
@@ -262,22 +274,26 @@ impl View {
             return;
         }
         self.retry_at = None;
-        self.load(out);
+        self.load(now, out);
         while let Some(read) = self.reads.pop_front() {
-            self.issue_read(read, out);
+            self.issue_read(now, read, out);
         }
         self.flush(now, durable_log, out);
+        if self.outstanding.is_empty() && (self.away_since.is_some() || now >= *self.asked_at.get_or_insert(now) + PROBE_AFTER) {
+            self.ask(now, Asked::Probe, StoreCommand::Read(RowQuery::Keys(vec![Key(0)])), out);
+        }
     }
 
     /// Takes an answer of the row store. Answers to what was asked before a [`Self::reset`] are ignored.
     pub fn stored(&mut self, now: Instant, request: u64, answer: StoreAnswer, out: &mut Vec<ViewEffect>) {
-        let Some(Outstanding { asked, .. }) = self.outstanding.remove(&request) else { return };
+        let Some(Outstanding { asked, at, .. }) = self.outstanding.remove(&request) else { return };
         if matches!(answer, StoreAnswer::Rows(_) | StoreAnswer::Flushed { .. }) {
             self.away_since = None;
         }
         match (asked, answer) {
             (Asked::Load, StoreAnswer::Rows(page)) => self.loaded(page),
             (Asked::Read(read), StoreAnswer::Rows(page)) => self.answer(read, page, out),
+            (Asked::Probe, StoreAnswer::Rows(_)) => {}
             (Asked::Flush(Flush { applied, count, .. }), StoreAnswer::Flushed { durable }) => {
                 self.visible = self.visible.max(applied.index);
                 self.durable = self.durable.max(durable);
@@ -294,11 +310,12 @@ impl View {
             // Unavailable; anything else is not an answer to what was asked and is treated as none.
             (asked, _) => {
                 self.retry_at = Some(now + RETRY_AFTER);
-                self.away_since.get_or_insert(now);
+                self.away_since.get_or_insert(at);
                 match asked {
                     Asked::Load => self.loading.clear(),
                     Asked::Read(read) => self.reads.push_front(read),
                     Asked::Flush(flush) => self.unflushed = Some(flush),
+                    Asked::Probe => {}
                 }
             }
         }
@@ -329,15 +346,17 @@ impl View {
             return None;
         }
         let flush = if self.is_flushing() { None } else { self.deltas.front().map(|delta| delta.applied_at + FLUSH_AFTER) };
+        let probe = if self.outstanding.is_empty() { self.asked_at.map(|at| at + PROBE_AFTER) } else { None };
         match (self.retry_at, flush) {
             (Some(retry), _) => Some(retry),
-            (None, flush) => flush,
+            (None, flush) => flush.into_iter().chain(probe).min(),
         }
     }
 
-    fn ask(&mut self, asked: Asked, command: StoreCommand, out: &mut Vec<ViewEffect>) {
+    fn ask(&mut self, now: Instant, asked: Asked, command: StoreCommand, out: &mut Vec<ViewEffect>) {
         self.last_request += 1;
-        self.outstanding.insert(self.last_request, Outstanding { asked, visible: self.visible });
+        self.asked_at = Some(now);
+        self.outstanding.insert(self.last_request, Outstanding { asked, visible: self.visible, at: now });
         out.push(ViewEffect::Store { request: self.last_request, command });
     }
 
@@ -385,7 +404,7 @@ impl View {
         ready
     }
 
-    fn load(&mut self, out: &mut Vec<ViewEffect>) {
+    fn load(&mut self, now: Instant, out: &mut Vec<ViewEffect>) {
         if self.queue.is_empty() || !self.loading.is_empty() {
             return;
         }
@@ -404,7 +423,7 @@ impl View {
         if !wanted.is_empty() {
             let keys = wanted.iter().copied().collect();
             self.loading = wanted;
-            self.ask(Asked::Load, StoreCommand::Read(RowQuery::Keys(keys)), out);
+            self.ask(now, Asked::Load, StoreCommand::Read(RowQuery::Keys(keys)), out);
         }
     }
 
@@ -520,13 +539,13 @@ impl View {
         (rows, Verdict::Applied { written_count, skipped_count })
     }
 
-    fn issue_read(&mut self, read: PendingRead, out: &mut Vec<ViewEffect>) {
+    fn issue_read(&mut self, now: Instant, read: PendingRead, out: &mut Vec<ViewEffect>) {
         // Deletions hide rows of the store's page, so ask for as many more.
         let hidden =
             self.overlay.range(read.range.low..=read.range.high.max(read.range.low)).filter(|(_, overlaid)| overlaid.row.is_none()).count();
         let limit = read.limit.saturating_add(u32::try_from(hidden).unwrap_or(u32::MAX));
         let query = RowQuery::Range { range: read.range, limit, bytes_max: read.bytes_max };
-        self.ask(Asked::Read(read), StoreCommand::Read(query), out);
+        self.ask(now, Asked::Read(read), StoreCommand::Read(query), out);
     }
 
     /// Lays the overlay over the store's page: the state at the applied position, up to where the page speaks.
@@ -573,7 +592,7 @@ impl View {
             session_floor: self.flushed_memory.floor(),
             applied: flush.applied,
         };
-        self.ask(Asked::Flush(flush), StoreCommand::Flush(Box::new(batch)), out);
+        self.ask(now, Asked::Flush(flush), StoreCommand::Flush(Box::new(batch)), out);
     }
 
     /// What is due, with the copy of the memory brought to its end.

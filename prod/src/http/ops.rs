@@ -196,6 +196,10 @@ fn describe(note: &Note, map: &ClusterMap, led: &BTreeMap<ShardId, Configuration
             (text, vec![("replica", json!(replica.0)), ("reason", json!(format!("{reason:?}")))])
         }
         Note::Controlling => ("this balancer controls the cluster".to_owned(), vec![]),
+        Note::RegisterWentBack { told, found } => {
+            let text = format!("the metadata register went back from {told} to {found}: this balancer changes nothing any more");
+            (text, vec![("told", json!(told.0)), ("found", json!(found.0))])
+        }
         Note::Dropped { reason } => (format!("a message was dropped: {reason}"), vec![("reason", json!(reason))]),
     }
 }

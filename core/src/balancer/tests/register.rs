@@ -225,6 +225,106 @@ fn requests_that_want_the_register_read_do_not_keep_it_from_being_written() {
     assert_ne!(world.map.shards[&SH1].current.clone().unwrap().primary, led.primary);
 }
 
+fn went_back(world: &World, node: usize) -> Vec<Note> {
+    world.notes(node).into_iter().filter(|note| matches!(note, Note::RegisterWentBack { .. })).collect()
+}
+
+/// The map changes so many times, and the servers are told.
+fn change(world: &mut World, count: u32) {
+    for quorum in 1..=count {
+        world.edit(|map| map.settings.write_quorum = Some(quorum));
+        world.run(1_500);
+    }
+}
+
+#[test]
+fn register_that_went_back_is_changed_no_more() {
+    let mut world = World::serving(1);
+    let old = (world.version, Arc::clone(&world.map));
+    change(&mut world, 9);
+    let told = world.servers.values().map(|server| server.map_version).max().unwrap();
+    // The database is restored from an older copy, and another balancer takes over.
+    world.nodes[A].stands = true;
+    (world.version, world.map) = old.clone();
+    let node = world.start(BalancerConfig { controller_after: Duration::ZERO, ..BalancerConfig::default() });
+    world.run(500);
+    let found = match went_back(&world, node)[..] {
+        [Note::RegisterWentBack { told: from, found }] => {
+            assert_eq!(from, told);
+            found
+        }
+        ref notes => panic!("{notes:?}"),
+    };
+    assert!(found < told && !world.nodes[node].machine.is_controlling());
+    let (version, map) = (world.version, Arc::clone(&world.map));
+    world.forget();
+    // What would make a controller act.
+    world.kill(S1);
+    let asked = world.ask(node, add_request("Extra"));
+    let write = Request::Write {
+        operations: vec![crate::command::Operation::Delete { key: crate::value::Key(1) }],
+        on_conflict: None,
+        idempotency: None,
+    };
+    world.ask(node, write);
+    world.run(20_000);
+    assert_eq!((world.version, &world.map), (version, &map));
+    assert!(!world.operations(node).contains('c') && world.operations(node).len() < 60, "{}", world.operations(node));
+    assert!(world.provisions(node).is_empty() && went_back(&world, node).is_empty() && world.replies(asked).is_empty());
+    assert_eq!(world.sent(node, |message| matches!(message, ToServer::Execute(_))), [], "its session may be another's");
+    let status = world.ask(node, Request::Status { fresh: false });
+    let [Reply::Status(status)] = &world.replies(status)[..] else { panic!() };
+    assert!(status.warnings[0].contains(&format!("went back from {told} to {found}")), "{:?}", status.warnings);
+}
+
+#[test]
+fn register_that_went_back_under_its_controller_is_found_by_what_it_lets_replace() {
+    // It reads nothing: each of its compare-and-sets finds the version that it knows.
+    let mut world = World::serving(1);
+    let mine = world.nodes[A].machine.map().unwrap().0;
+    let later = MapVersion(mine.0 + 90);
+    world.forget();
+    world.nodes[A].holds = true;
+    world.run(1_500);
+    assert!(world.operations(A).ends_with('c'));
+    world.tell(A, S1, ToBalancer::Beat { beat: 1_000_000, owner: OwnerNumber(1), map_version: later, replicas: vec![] });
+    world.release_one(A);
+    assert_eq!(went_back(&world, A), [], "it was under way when the server spoke");
+    world.release(A);
+    world.run(100);
+    assert_eq!(went_back(&world, A).len(), 1);
+    assert!(!world.nodes[A].machine.is_controlling());
+}
+
+#[test]
+fn answers_that_are_lost_or_late_do_not_look_like_a_register_that_went_back() {
+    for fate in [Fate::DoneUnheard, Fate::NotDone, Fate::Late, Fate::Conflict] {
+        let mut world = World::serving(2);
+        world.doom(|_, _| true, fate);
+        change(&mut world, 3);
+        if fate == Fate::Late {
+            world.land();
+        }
+        change(&mut world, 3);
+        assert!(world.was_doomed());
+        assert_eq!((went_back(&world, A), went_back(&world, B)), (vec![], vec![]), "{fate:?}");
+    }
+    // A read began, and its answer comes after servers have told of newer maps.
+    let mut world = World::serving(2);
+    world.nodes[B].holds = true;
+    world.run(600);
+    assert!(world.operations(B).ends_with('r'));
+    change(&mut world, 3);
+    let behind = world.nodes[B].machine.map().unwrap().0;
+    assert!(world.servers[&S1].map_version > behind);
+    world.release_one(B);
+    assert_eq!(went_back(&world, B), []);
+    world.release(B);
+    world.run(1_000);
+    assert!(world.nodes[B].machine.map().unwrap().0 > behind);
+    assert_eq!(went_back(&world, B), []);
+}
+
 /// Asks the second balancer for what the first has just set up, after its last read of the register began.
 fn asked_of_the_other(request: Request) -> (World, Token) {
     let mut world = World::new(2);

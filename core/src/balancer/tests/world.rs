@@ -59,7 +59,7 @@ pub(super) struct Server {
     /// It runs and nothing comes of it.
     pub(super) deaf: bool,
     pub(super) owner: OwnerNumber,
-    map_version: MapVersion,
+    pub(super) map_version: MapVersion,
     pub(super) replicas: BTreeMap<ReplicaId, ReplicaStatus>,
 }
 

@@ -328,6 +328,65 @@ fn a_store_is_away_once_it_has_answered_nothing_for_a_second() {
     assert!(!view.is_store_away(now), "it answers again");
 }
 
+const AFTER: fn(Instant, u64) -> Instant = |instant, ms| instant + Duration::from_millis(ms);
+
+/// The command that the view gives now, and its name.
+fn asked(view: &mut View, now: Instant) -> Option<(u64, StoreCommand)> {
+    let mut effects = Vec::new();
+    view.advance(now, LogIndex(u64::MAX), &mut effects);
+    match &effects[..] {
+        [] => None,
+        [ViewEffect::Store { request, command }] => Some((*request, command.clone())),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_store_that_hangs_is_away_before_it_is_given_up() {
+    let (mut view, _) = fresh();
+    view.read(1, KeyRange::ALL, 1, 1);
+    let begun = AFTER(Instant(0), 10_000);
+    let (read, _) = asked(&mut view, begun).unwrap();
+    assert!(!view.is_store_away(AFTER(begun, 2_999)) && view.is_store_away(AFTER(begun, 3_000)));
+    // Whoever asks it gives up. It stays away while it is asked again, and until it answers.
+    let given_up = AFTER(begun, 10_000);
+    view.stored(given_up, read, StoreAnswer::Unavailable, &mut Vec::new());
+    assert!(view.is_store_away(given_up));
+    let retry = view.next_deadline().unwrap();
+    let (again, _) = asked(&mut view, retry).unwrap();
+    assert!(view.is_store_away(retry));
+    view.stored(AFTER(retry, 9_000), again, StoreAnswer::Rows(RowPage::default()), &mut Vec::new());
+    assert!(!view.is_store_away(AFTER(retry, 9_000)));
+}
+
+#[test]
+fn a_store_that_is_asked_nothing_is_asked_whether_it_is_there() {
+    let (mut view, _) = fresh();
+    assert_eq!(asked(&mut view, Instant(0)), None);
+    let due = view.next_deadline().unwrap();
+    assert_eq!(asked(&mut view, AFTER(due, 0)).map(|(_, command)| command), Some(StoreCommand::Read(RowQuery::Keys(vec![Key(0)]))));
+    // It is asked one thing at a time, and again until it answers.
+    assert_eq!((asked(&mut view, AFTER(due, 60_000)), view.next_deadline()), (None, None));
+    let mut request = 1;
+    for _ in 0..10 {
+        view.stored(due, request, StoreAnswer::Unavailable, &mut Vec::new());
+        let retry = view.next_deadline().unwrap();
+        (request, _) = asked(&mut view, retry).unwrap();
+    }
+    assert!(view.is_store_away(AFTER(due, 1_000)));
+    view.stored(due, request, StoreAnswer::Rows(RowPage::default()), &mut Vec::new());
+    assert!(!view.is_store_away(AFTER(due, 60_000)));
+    // Whoever is asked for other things need not be asked for this.
+    let mut now = due;
+    for id in 2..20 {
+        now = AFTER(now, 4_000);
+        view.read(id, KeyRange::ALL, 1, 1);
+        let (request, command) = asked(&mut view, now).unwrap();
+        assert!(matches!(command, StoreCommand::Read(RowQuery::Range { .. })));
+        view.stored(now, request, StoreAnswer::Rows(RowPage::default()), &mut Vec::new());
+    }
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Entry(u8, u64, u64, Vec<(u8, i64)>),

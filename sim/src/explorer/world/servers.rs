@@ -105,6 +105,7 @@ impl World {
         match &note {
             Note::Controlling => self.checks.coverage.hit(Sometimes::Controlling),
             Note::Dropped { .. } => return,
+            Note::RegisterWentBack { .. } => panic!("the register never goes back here: {note:?}"),
             Note::Suspected { .. }
             | Note::Recovered { .. }
             | Note::Respawning { .. }
