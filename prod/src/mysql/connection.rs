@@ -1,12 +1,14 @@
 //! The connection to the database server: made when it is needed, thrown away at the first error, made again with back-off. Never sends
 //! a statement twice: what is repeated is a whole command, by whoever gave it.
 
+use futures_util::TryStreamExt as _;
 use sqlx::{
     AssertSqlSafe, ConnectOptions, MySql, Row,
     mysql::{MySqlArguments, MySqlConnectOptions, MySqlConnection, MySqlDatabaseError, MySqlRow},
     query::Query,
 };
 use std::{
+    collections::BTreeMap,
     sync::{
         Arc,
         atomic::{AtomicI64, Ordering},
@@ -16,7 +18,7 @@ use std::{
 use tokio::{runtime::Runtime, time::Instant};
 use twinshard_core::storage::LostReason;
 
-/// How long a connection may take to come about. A guess.
+/// How long a connection may take until it can be used. A guess.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long the first failure keeps from trying again; every further one doubles it. A guess.
 const BACK_OFF: Duration = Duration::from_millis(100);
@@ -49,6 +51,7 @@ const TOO_MANY_CONNECTIONS: u16 = 1040;
 const NO_DATABASE_RIGHT: u16 = 1044;
 const WRONG_PASSWORD: u16 = 1045;
 const DATABASE_EXISTS: u16 = 1007;
+const TABLE_EXISTS: u16 = 1050;
 const NO_SUCH_DATABASE: u16 = 1049;
 const NO_SUCH_COLUMN: u16 = 1054;
 const NO_SUCH_TABLE: u16 = 1146;
@@ -61,9 +64,9 @@ fn number(error: &sqlx::Error) -> Option<u16> {
     error.as_database_error()?.try_downcast_ref::<MySqlDatabaseError>().map(MySqlDatabaseError::number)
 }
 
-/// Whether there is such a database already.
+/// Whether there is such a database or table already.
 pub(crate) fn is_there_already(error: &sqlx::Error) -> bool {
-    number(error) == Some(DATABASE_EXISTS)
+    matches!(number(error), Some(DATABASE_EXISTS | TABLE_EXISTS))
 }
 
 /// Whether the table or its database is not there.
@@ -132,33 +135,52 @@ pub(crate) struct Link {
     fuse: Fuse,
     /// About the most bytes of one statement.
     pub(crate) statement_bytes_max: usize,
-    /// What is committed is durable.
-    pub(crate) is_durable: bool,
+    /// Why what is committed may not be durable.
+    pub(crate) not_durable: Option<&'static str>,
 }
 
 impl Link {
     async fn connect(options: &MySqlConnectOptions, fuse: &Fuse) -> Result<Self, sqlx::Error> {
-        let connected = tokio::time::timeout(CONNECT_TIMEOUT, options.connect()).await;
-        let inner = connected.map_err(|_| sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()))??;
+        let connected = tokio::time::timeout(CONNECT_TIMEOUT, Self::connect_at_last(options, fuse)).await;
+        connected.map_err(|_| sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()))?
+    }
+
+    async fn connect_at_last(options: &MySqlConnectOptions, fuse: &Fuse) -> Result<Self, sqlx::Error> {
+        let inner = options.connect().await?;
         let mut link =
-            Self { inner, options: options.clone(), fuse: fuse.clone(), statement_bytes_max: STATEMENT_BYTES_MAX, is_durable: false };
+            Self { inner, options: options.clone(), fuse: fuse.clone(), statement_bytes_max: STATEMENT_BYTES_MAX, not_durable: None };
+        // Whatever the server's own settings are: without `autocommit` nothing is kept that is outside of a transaction.
         link.raw(format!(
-            "SET SESSION sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION', SESSION lock_wait_timeout = {LOCK_WAIT_S}, \
+            "SET SESSION autocommit = 1, SESSION completion_type = 'NO_CHAIN', \
+             SESSION sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION', SESSION lock_wait_timeout = {LOCK_WAIT_S}, \
              SESSION innodb_lock_wait_timeout = {LOCK_WAIT_S}, SESSION wait_timeout = 86400"
         ))
         .await?;
         link.raw("SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ".to_owned()).await?;
-        let limits = "SELECT CAST(@@max_allowed_packet AS UNSIGNED), CAST(@@innodb_flush_log_at_trx_commit AS UNSIGNED)";
-        if let Some(row) = link.row(statement(limits.to_owned())).await? {
+        if let Some(row) = link.row(statement("SELECT CAST(@@max_allowed_packet AS UNSIGNED)".to_owned())).await? {
             let packet: u64 = row.try_get_unchecked(0)?;
             link.statement_bytes_max = STATEMENT_BYTES_MAX.min(usize::try_from(packet / 2).unwrap_or(STATEMENT_BYTES_MAX));
-            let durable: u64 = row.try_get_unchecked(1)?;
-            link.is_durable = durable == 1;
-            if !link.is_durable {
-                tracing::warn!(innodb_flush_log_at_trx_commit = durable, "the database may lose what it says is durable: set it to 1");
-            }
+        }
+        link.not_durable = link.durability().await?;
+        if let Some(reason) = link.not_durable {
+            tracing::warn!(reason, "the database may lose what it says is durable");
         }
         Ok(link)
+    }
+
+    /// Why what is committed may not be durable. A server that keeps a binary log goes by it after a crash: what it lacks is undone.
+    async fn durability(&mut self) -> Result<Option<&'static str>, sqlx::Error> {
+        let named = "'innodb_flush_log_at_trx_commit', 'log_bin', 'sync_binlog'";
+        let mut settings = BTreeMap::new();
+        for row in self.rows(statement(format!("SHOW GLOBAL VARIABLES WHERE Variable_name IN ({named})"))).await? {
+            let (name, value): (String, String) = (row.try_get_unchecked(0)?, row.try_get_unchecked(1)?);
+            settings.insert(name.to_ascii_lowercase(), value);
+        }
+        let is = |name: &str, value: &str| settings.get(name).is_some_and(|found| found == value);
+        if !is("innodb_flush_log_at_trx_commit", "1") {
+            return Ok(Some("innodb_flush_log_at_trx_commit has to be 1"));
+        }
+        Ok((is("log_bin", "ON") && !is("sync_binlog", "1")).then_some("sync_binlog has to be 1, as it keeps a binary log"))
     }
 
     /// Another connection to the same server.
@@ -190,6 +212,24 @@ impl Link {
     pub(crate) async fn rows(&mut self, statement: Statement) -> Result<Vec<MySqlRow>, sqlx::Error> {
         self.fuse.burn()?;
         statement.fetch_all(&mut self.inner).await
+    }
+
+    /// Rows as they come, one at a time, as long as they are taken; what is not is skipped when the connection is used next. How many came.
+    pub(crate) async fn each(
+        &mut self,
+        statement: Statement,
+        mut take: impl FnMut(&MySqlRow) -> Result<bool, Trouble>,
+    ) -> Result<usize, Trouble> {
+        self.fuse.burn()?;
+        let mut rows = statement.fetch(&mut self.inner);
+        let mut count = 0;
+        while let Some(row) = rows.try_next().await? {
+            count += 1;
+            if !take(&row)? {
+                break;
+            }
+        }
+        Ok(count)
     }
 
     pub(crate) async fn commit(&mut self) -> Result<(), sqlx::Error> {
@@ -312,3 +352,6 @@ impl Database {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -16,12 +16,18 @@ pub(crate) struct Server {
     is_mariadb: bool,
     dir: tempfile::TempDir,
     port: u16,
+    options: &'static [&'static str],
     child: Child,
 }
 
 impl Server {
     /// `None` where no server can be had, which is said once.
     pub(crate) fn start() -> Option<Self> {
+        Self::start_with(&[])
+    }
+
+    /// With options of its own.
+    pub(crate) fn start_with(options: &'static [&'static str]) -> Option<Self> {
         let Some(program) = program() else {
             static SAID: Once = Once::new();
             SAID.call_once(|| eprintln!("skipped: no mariadbd in TWINSHARD_MARIADBD, target/db (make db) or PATH"));
@@ -33,15 +39,24 @@ impl Server {
         drop(listener);
         let is_mariadb = is_mariadb(&program);
         prepare(&program, dir.path(), is_mariadb);
-        let child = run(&program, dir.path(), port, is_mariadb);
-        Some(Self { program, is_mariadb, dir, port, child })
+        let child = run(&program, dir.path(), port, is_mariadb, options);
+        Some(Self { program, is_mariadb, dir, port, options, child })
     }
 
     pub(crate) fn settings(&self, database: &str) -> MysqlSettings {
-        let url = format!("mysql://root@127.0.0.1:{}/", self.port);
+        Self::settings_at(self.port, database)
+    }
+
+    /// For a server that is reached by another port.
+    pub(crate) fn settings_at(port: u16, database: &str) -> MysqlSettings {
+        let url = format!("mysql://root@127.0.0.1:{port}/");
         let mut settings = MysqlSettings::new(&url, "", database).expect("a URL and a name");
         settings.patience = Duration::from_secs(30);
         settings
+    }
+
+    pub(crate) const fn port(&self) -> u16 {
+        self.port
     }
 
     /// As kill -9.
@@ -51,7 +66,7 @@ impl Server {
     }
 
     pub(crate) fn start_again(&mut self) {
-        self.child = run(&self.program, self.dir.path(), self.port, self.is_mariadb);
+        self.child = run(&self.program, self.dir.path(), self.port, self.is_mariadb, self.options);
     }
 
     /// Stops answering, or goes on.
@@ -114,7 +129,7 @@ fn prepare(program: &Path, dir: &Path, is_mariadb: bool) {
 }
 
 /// Whoever comes is let in: the data is a test's, and so is the port.
-fn run(program: &Path, dir: &Path, port: u16, is_mariadb: bool) -> Child {
+fn run(program: &Path, dir: &Path, port: u16, is_mariadb: bool, options: &[&str]) -> Child {
     let mut command = command(program, dir);
     command.arg(format!("--socket={}", dir.join("socket").display())).arg(format!("--port={port}")).args([
         "--bind-address=127.0.0.1",
@@ -122,5 +137,6 @@ fn run(program: &Path, dir: &Path, port: u16, is_mariadb: bool) -> Child {
         "--performance-schema=OFF",
     ]);
     command.args(if is_mariadb { ["--skip-grant-tables"].as_slice() } else { ["--mysqlx=OFF", "--secure-file-priv=NULL"].as_slice() });
+    command.args(options);
     command.spawn().expect("the server starts")
 }

@@ -7,7 +7,7 @@
 use super::{Register, RegisterError, check_cluster, decode, encode};
 use crate::mysql::{
     MysqlSettings,
-    connection::{Database, Fuse, Link, Trouble, statement},
+    connection::{Database, Fuse, Link, Trouble, is_there_already, statement},
     quoted,
 };
 use sqlx::Row as _;
@@ -25,6 +25,8 @@ pub const DATABASE: &str = "twinshard_register";
 const OPERATION_TIMEOUT: Duration = Duration::from_secs(3);
 /// The same for making the table.
 const MAKE_TIMEOUT: Duration = Duration::from_secs(30);
+/// The most registers that are kept aside.
+const ASIDE_MAX: u32 = 100;
 
 /// A register in a database.
 pub struct MysqlRegister {
@@ -142,24 +144,30 @@ impl MysqlRegister {
         if found == version { Ok(()) } else { Err(RegisterError::Failed(format!("there is one already, at {found}"))) }
     }
 
-    /// Keeps a register that does not verify under another name, so that one can be made in its place.
+    /// Keeps a register that is of no use under a name of its own, which is given, so that one can be made in its place.
     ///
     /// # Errors
     /// If the database does not do it.
-    pub fn set_aside(settings: &MysqlSettings) -> Result<(), RegisterError> {
+    pub fn set_aside(settings: &MysqlSettings) -> Result<Option<String>, RegisterError> {
         let failed = |error| RegisterError::Failed(format!("no runtime for the database: {error}"));
         let table = Table::new(settings);
         let mut register =
             Self { database: Database::new(settings.options.clone(), Fuse::default()).map_err(failed)?, table, seen: MapVersion(0) };
         let done = register.run(MAKE_TIMEOUT, async |table, link| {
-            let aside = format!("{}.{}", table.database, quoted("register_damaged"));
-            link.raw(format!("DROP TABLE IF EXISTS {aside}")).await?;
-            Ok(link.raw(format!("RENAME TABLE {} TO {aside}", table.name)).await?)
+            let mut number = 1;
+            loop {
+                let aside = if number == 1 { "register_damaged".to_owned() } else { format!("register_damaged_{number}") };
+                match link.raw(format!("RENAME TABLE {} TO {}.{}", table.name, table.database, quoted(&aside))).await {
+                    // Of an earlier recovery.
+                    Err(error) if is_there_already(&error) && number < ASIDE_MAX => number += 1,
+                    done => return done.map(|()| Some(aside)).map_err(Trouble::from),
+                }
+            }
         });
         match done {
             // There was none.
-            Ok(()) | Err(Absent::Empty) => Ok(()),
-            Err(absent) => Err(absent.into()),
+            Err(Absent::Empty) => Ok(None),
+            done => Ok(done?),
         }
     }
 
@@ -186,8 +194,8 @@ impl MysqlRegister {
     fn run<T>(&mut self, timeout: Duration, work: impl AsyncFnOnce(&Table, &mut Link) -> Result<T, Trouble>) -> Result<T, Absent> {
         let table = &self.table;
         let done = self.database.run(timeout, async |link, _| {
-            if !link.is_durable {
-                return Err(Trouble::Refused("innodb_flush_log_at_trx_commit has to be 1, or what it says is durable is not".to_owned()));
+            if let Some(reason) = link.not_durable {
+                return Err(Trouble::Refused(format!("{reason}, or what it says is durable is not")));
             }
             work(table, link).await
         });

@@ -138,10 +138,38 @@ fn a_database_that_is_killed_and_comes_back_is_one_again() {
 
 #[test]
 fn a_database_that_may_lose_what_it_commits_is_refused() {
-    let Some(server) = Server::start() else { return };
+    let Some(server) = Server::start_with(&["--log-bin=binary", "--server-id=1", "--sync-binlog=1"]) else { return };
     let venue = InDatabase::new(&server);
     drop(venue.made());
-    venue.by_hand("SET GLOBAL innodb_flush_log_at_trx_commit = 2");
-    let opened = MysqlRegister::open(&venue.settings, CLUSTER);
-    assert!(matches!(&opened, Err(RegisterError::Failed(words)) if words.contains("innodb_flush_log_at_trx_commit")), "{opened:?}");
+    for (setting, loses) in [("innodb_flush_log_at_trx_commit", 2), ("sync_binlog", 0)] {
+        venue.by_hand(&format!("SET GLOBAL {setting} = {loses}"));
+        let opened = MysqlRegister::open(&venue.settings, CLUSTER);
+        assert!(matches!(&opened, Err(RegisterError::Failed(words)) if words.contains(setting)), "{opened:?}");
+        venue.by_hand(&format!("SET GLOBAL {setting} = 1"));
+        drop(MysqlRegister::open(&venue.settings, CLUSTER).expect("durable"));
+    }
+}
+
+#[test]
+fn what_is_acknowledged_is_there_whatever_the_servers_settings_are() {
+    // Without `autocommit` what is done outside of a transaction ends with the connection.
+    let Some(server) = Server::start_with(&["--autocommit=0", "--completion-type=CHAIN"]) else { return };
+    let venue = InDatabase::new(&server);
+    let mut register = venue.made();
+    assert!(register.compare_and_set(MapVersion(0), &map(1)).expect("there"));
+    assert_eq!(MysqlRegister::open(&venue.settings, CLUSTER).expect("made").read().expect("whole").0, MapVersion(1));
+    drop(register);
+    assert_eq!(MysqlRegister::open(&venue.settings, CLUSTER).expect("made").read().expect("whole").0, MapVersion(1));
+}
+
+#[test]
+fn every_register_that_is_set_aside_is_kept() {
+    let Some(server) = Server::start() else { return };
+    let venue = InDatabase::new(&server);
+    for aside in ["register_damaged", "register_damaged_2", "register_damaged_3"] {
+        drop(venue.made());
+        assert_eq!(MysqlRegister::set_aside(&venue.settings).expect("set aside").as_deref(), Some(aside));
+    }
+    assert_eq!(MysqlRegister::set_aside(&venue.settings).expect("there is none"), None);
+    venue.by_hand(&format!("SELECT version FROM {}.register_damaged", quoted(&venue.settings.database)));
 }
