@@ -56,6 +56,17 @@ pub trait Venue {
     /// Everything is gone. The store is not open.
     fn lose(&mut self);
 
+    /// Keeps a copy of what the store has of a replica, for [`Self::go_back`]. `false` if that cannot be played here.
+    fn copy(&mut self, replica: ReplicaId) -> bool {
+        let _ = replica;
+        false
+    }
+
+    /// What the store has of the replica is again what was copied, under the store that is open.
+    fn go_back(&mut self, replica: ReplicaId) {
+        let _ = replica;
+    }
+
     /// Damages what the store keeps of a replica, so that the rest stays whole. The store is not open. `false` if that cannot be played here.
     fn damage(&mut self, replica: ReplicaId, part: Part) -> bool {
         let _ = (replica, part);
@@ -106,6 +117,7 @@ pub fn check<V: Venue>(mut fresh: impl FnMut() -> V) -> Result<(), String> {
     a_store_of_another_is_refused(&mut fresh())?;
     who_opens_last_owns_the_store(&mut fresh())?;
     damage_is_told_and_never_served(&mut fresh)?;
+    a_view_that_went_back_is_lost(&mut fresh())?;
     for seed in 0..8 {
         random_work(&mut fresh(), seed, 120).map_err(|words| format!("seed {seed}: {words}"))?;
     }
@@ -230,6 +242,29 @@ fn every_value_comes_back<V: Venue>(venue: &mut V) -> Result<(), String> {
     let found = view(&mut store, FIRST)?;
     let state = ViewState { applied: position(1, 2), ..ViewState::default() };
     ensure!(found == View { rows: BTreeMap::new(), state }, "what was removed is still there: {found:?}");
+    Ok(())
+}
+
+/// A batch on an older copy of the view would leave a hole that verifies.
+fn a_view_that_went_back_is_lost<V: Venue>(venue: &mut V) -> Result<(), String> {
+    let mut store = venue.open(IDENTITY, OwnerNumber(1)).map_err(words)?;
+    create(&mut store, FIRST, &[1], position(1, 1))?;
+    create(&mut store, SECOND, &[1], position(1, 1))?;
+    if !venue.copy(FIRST) {
+        return Ok(());
+    }
+    flush(&mut store, FIRST, batch(position(1, 2), [row(2, position(1, 2))]))?;
+    venue.go_back(FIRST);
+    for index in [2, 3, 4] {
+        let at = position(1, index);
+        let answer = execute(&mut store, FIRST, StoreCommand::Flush(Box::new(batch(at, [row(3, at)]))))?;
+        ensure!(answer == StoreAnswer::Lost(LostReason::RowsBehind), "{answer:?} of a view without what was flushed to it");
+    }
+    flush(&mut store, SECOND, batch(position(1, 2), [row(2, position(1, 2))]))?;
+    // It begins anew as any other that is lost.
+    done(&mut store, FIRST, StoreCommand::Destroy)?;
+    create(&mut store, FIRST, &[7], position(1, 1))?;
+    ensure!(keys(&mut store, FIRST)? == [7], "made anew it has other rows");
     Ok(())
 }
 

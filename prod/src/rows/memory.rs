@@ -44,6 +44,12 @@ impl Medium {
         *self.kept() = Kept::default();
     }
 
+    /// What it has of a replica is what the other has.
+    pub fn copy(&self, other: &Self, replica: ReplicaId) {
+        let view = other.kept().views.get(&replica).cloned();
+        self.kept().views.extend(view.map(|view| (replica, view)));
+    }
+
     fn kept(&self) -> MutexGuard<'_, Kept> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -55,6 +61,8 @@ pub struct MemoryRows {
     medium: Medium,
     owner: OwnerNumber,
     snapshots: BTreeMap<(ReplicaId, SnapshotId), View>,
+    /// How far each view was flushed.
+    reached: BTreeMap<ReplicaId, Position>,
 }
 
 impl MemoryRows {
@@ -70,7 +78,7 @@ impl MemoryRows {
             }
             kept.owner = owner;
         }
-        Ok(Self { medium: medium.clone(), owner, snapshots: BTreeMap::new() })
+        Ok(Self { medium: medium.clone(), owner, snapshots: BTreeMap::new(), reached: BTreeMap::new() })
     }
 
     /// What is kept, if it is still ours.
@@ -86,6 +94,7 @@ impl RowStore for MemoryRows {
         Ok(match command {
             StoreCommand::Create => {
                 self.ours()?.views.insert(replica, View::default());
+                self.reached.remove(&replica);
                 StoreAnswer::Done
             }
             StoreCommand::Destroy => {
@@ -95,10 +104,19 @@ impl RowStore for MemoryRows {
                 kept.stages.remove(&replica);
                 StoreAnswer::Done
             }
-            StoreCommand::Flush(batch) => self.ours()?.views.get_mut(&replica).map_or(MISSING, |view| {
-                view.flush(*batch);
-                StoreAnswer::Flushed { durable: view.state.applied }
-            }),
+            StoreCommand::Flush(batch) => {
+                let reached = self.reached.get(&replica).copied().unwrap_or_default();
+                let durable = match self.ours()?.views.get_mut(&replica) {
+                    None => return Ok(MISSING),
+                    Some(view) if view.state.applied < reached => return Ok(StoreAnswer::Lost(LostReason::RowsBehind)),
+                    Some(view) => {
+                        view.flush(*batch);
+                        view.state.applied
+                    }
+                };
+                self.reached.insert(replica, durable);
+                StoreAnswer::Flushed { durable }
+            }
             StoreCommand::Read(query) => {
                 self.ours()?.views.get(&replica).map_or(MISSING, |view| StoreAnswer::Rows(read(&view.rows, &query)))
             }
@@ -154,6 +172,7 @@ impl RecoverRows for MemoryRows {
     }
 
     fn complete_reset(&mut self, replica: ReplicaId, stage: StageId, base: Position) -> Result<Result<(), LostReason>, StoreError> {
+        self.reached.remove(&replica);
         Ok(self.ours()?.swap(replica, stage, base))
     }
 }

@@ -77,6 +77,8 @@ struct State {
     listed: Listed,
     /// By the names of their databases.
     places: BTreeMap<String, Arc<Place>>,
+    /// How far each view has been seen to be: one that has less went back, as a database that was restored from an older copy.
+    reached: BTreeMap<ReplicaId, Position>,
     snapshots: BTreeMap<(ReplicaId, SnapshotId), Snapshot>,
 }
 
@@ -102,12 +104,13 @@ impl MysqlRows {
             .map_err(|error| StoreError::Failed(format!("no runtime for the database: {error}")))?;
         let control = Control { prefix: settings.database.clone(), identity, owner };
         let listed = Listed::default();
-        let state = State { control, shapes, generation: 0, listed, places: BTreeMap::new(), snapshots: BTreeMap::new() };
+        let (places, reached, snapshots) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        let state = State { control, shapes, generation: 0, listed, places, reached, snapshots };
         let mut rows = Self { database, state, patience: settings.patience, command_timeout: COMMAND_TIMEOUT };
         let opened = rows.patiently(async |state, link| {
             state.control.take_over(link, false).await?;
             state.load(link).await?;
-            state.sweep(link).await;
+            state.sweep(link).await?;
             Ok(())
         })?;
         match opened {
@@ -214,25 +217,40 @@ impl State {
     async fn load(&mut self, link: &mut Link) -> Result<(), Trouble> {
         self.places.clear();
         self.listed = match self.control.list(link).await {
-            Err(Trouble::NoControl) => Listed::default(),
+            Err(Trouble::NoControl) => {
+                link.raw("ROLLBACK".to_owned()).await?;
+                Listed::default()
+            }
             other => other?,
         };
         Ok(())
     }
 
+    /// The view has come to this position.
+    fn reach(&mut self, replica: ReplicaId, position: Position) -> Result<(), Trouble> {
+        let reached = self.reached.entry(replica).or_default();
+        if position < *reached {
+            return Err(Trouble::Lost(LostReason::RowsBehind));
+        }
+        *reached = position;
+        Ok(())
+    }
+
     /// Drops what is dead and not read any more. What does not go now is tried again later.
-    async fn sweep(&mut self, link: &mut Link) {
+    async fn sweep(&mut self, link: &mut Link) -> Result<(), Trouble> {
         let read: BTreeSet<&str> = self.snapshots.values().map(|snapshot| &*snapshot.place.database).collect();
         let dead: Vec<String> = self.listed.dead.iter().filter(|name| !read.contains(&***name)).cloned().collect();
         for database in dead {
             match self.control.drop_dead(link, &database).await {
                 Ok(()) => drop(self.listed.dead.remove(&database)),
+                Err(Trouble::TakenOver) => return Err(Trouble::TakenOver),
                 Err(trouble) => {
                     tracing::warn!(database, ?trouble, "a database that is not needed any more does not go; tried again later");
-                    return;
+                    break;
                 }
             }
         }
+        Ok(())
     }
 
     async fn place(&mut self, link: &mut Link, database: &str, replica: ReplicaId) -> Result<Arc<Place>, Trouble> {
@@ -246,7 +264,15 @@ impl State {
 
     async fn view(&mut self, link: &mut Link, replica: ReplicaId) -> Result<Arc<Place>, Trouble> {
         let known = self.listed.replicas.get(&replica).and_then(|known| known.view.clone());
-        self.place(link, &known.ok_or(Trouble::Lost(LostReason::RowsMissing))?, replica).await
+        let database = known.ok_or(Trouble::Lost(LostReason::RowsMissing))?;
+        let is_new = !self.places.contains_key(&database);
+        let place = self.place(link, &database, replica).await?;
+        if is_new {
+            // Of a connection that was made again, perhaps to a server that was restored.
+            let Applied { position, .. } = view::applied(link, &place, replica, false).await?;
+            self.reach(replica, position)?;
+        }
+        Ok(place)
     }
 
     async fn work(&mut self, link: &mut Link, replica: ReplicaId, command: StoreCommand) -> Result<StoreAnswer, Trouble> {
@@ -263,6 +289,7 @@ impl State {
                 let mut link = link.another().await?;
                 link.raw("START TRANSACTION WITH CONSISTENT SNAPSHOT, READ ONLY".to_owned()).await?;
                 let Applied { position, .. } = view::applied(&mut link, &place, replica, false).await?;
+                self.reach(replica, position)?;
                 self.snapshots.insert((replica, snapshot), Snapshot { link, place });
                 Ok(StoreAnswer::SnapshotOpened { position })
             }
@@ -275,7 +302,7 @@ impl State {
             }
             StoreCommand::CloseSnapshot(snapshot) => {
                 if self.snapshots.remove(&(replica, snapshot)).is_some() {
-                    self.sweep(link).await;
+                    self.sweep(link).await?;
                 }
                 Ok(StoreAnswer::Done)
             }
@@ -307,7 +334,7 @@ impl State {
         link.commit().await?;
         self.buried(replica);
         self.listed.replicas.insert(replica, Databases { view: Some(place.database.clone()), stage: None });
-        self.sweep(link).await;
+        self.sweep(link).await?;
         Ok(StoreAnswer::Done)
     }
 
@@ -325,12 +352,13 @@ impl State {
         self.control.bury(link, replica).await?;
         link.commit().await?;
         self.buried(replica);
-        self.sweep(link).await;
+        self.sweep(link).await?;
         Ok(StoreAnswer::Done)
     }
 
     /// The databases of a replica are dead.
     fn buried(&mut self, replica: ReplicaId) {
+        self.reached.remove(&replica);
         let Some(Databases { view, stage }) = self.listed.replicas.remove(&replica) else { return };
         self.listed.dead.extend(view.into_iter().chain(stage.map(|(_, stage)| stage)));
     }
@@ -339,6 +367,7 @@ impl State {
         let place = self.view(link, replica).await?;
         self.control.begin(link).await?;
         let known = view::applied(link, &place, replica, true).await?;
+        self.reach(replica, known.position)?;
         if batch.applied <= known.position {
             link.raw("ROLLBACK".to_owned()).await?;
             return Ok(StoreAnswer::Flushed { durable: known.position });
@@ -348,6 +377,7 @@ impl State {
         view::set_applied(link, &place, replica, applied).await?;
         // Durable when it returns, unless the server is set otherwise.
         link.commit().await?;
+        self.reach(replica, batch.applied)?;
         Ok(StoreAnswer::Flushed { durable: batch.applied })
     }
 
@@ -381,7 +411,7 @@ impl State {
                 self.listed.dead.extend(older.map(|(_, older)| older));
                 self.listed.replicas.entry(replica).or_default().stage = Some((stage, place.database.clone()));
                 self.places.insert(place.database.clone(), Arc::clone(&place));
-                self.sweep(link).await;
+                self.sweep(link).await?;
                 place
             }
         };
@@ -410,7 +440,8 @@ impl State {
                 link.commit().await?;
                 self.listed.dead.extend(known.view);
                 self.listed.replicas.insert(replica, Databases { view: Some(database), stage: None });
-                self.sweep(link).await;
+                self.reached.insert(replica, staged.position);
+                self.sweep(link).await?;
                 return Ok(place);
             }
         }
@@ -420,6 +451,7 @@ impl State {
             let Applied { position: applied, .. } = view::applied(link, &place, replica, true).await?;
             if applied >= position {
                 link.raw("ROLLBACK".to_owned()).await?;
+                self.reached.insert(replica, applied);
                 return Ok(place);
             }
         }

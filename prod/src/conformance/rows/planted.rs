@@ -37,6 +37,8 @@ enum Bug {
     HidesDamage,
     /// A replica that is not there is opened as an empty one.
     OpensMissingAsEmpty,
+    /// A view that went back is written on.
+    TrustsCopies,
     /// A replica that was destroyed comes back when the store is opened again.
     ForgetsDestroy,
 }
@@ -78,6 +80,14 @@ impl<V: Venue> Venue for BrokenVenue<V> {
 
     fn lose(&mut self) {
         self.venue.lose();
+    }
+
+    fn copy(&mut self, replica: ReplicaId) -> bool {
+        self.venue.copy(replica)
+    }
+
+    fn go_back(&mut self, replica: ReplicaId) {
+        self.venue.go_back(replica);
     }
 
     fn damage(&mut self, replica: ReplicaId, part: Part) -> bool {
@@ -142,6 +152,7 @@ impl<S: RecoverRows> RowStore for BrokenStore<S> {
             (StoreAnswer::Chunk(chunk), Bug::LosesLastRowOut) if chunk.next.is_none() => drop(chunk.rows.pop()),
             (StoreAnswer::Rows(page), Bug::ForgetsMore) => page.more = false,
             (StoreAnswer::Rows(page), Bug::ExcludesLastKey) => page.rows.retain(|row| row.row.key < Key(i64::MAX)),
+            (StoreAnswer::Lost(LostReason::RowsBehind), Bug::TrustsCopies) => return Ok(StoreAnswer::Flushed { durable: Position::ZERO }),
             (StoreAnswer::Lost(LostReason::RowsDamaged), Bug::HidesDamage) => return Ok(StoreAnswer::Rows(Default::default())),
             _ => {}
         }
@@ -190,6 +201,7 @@ fn every_planted_bug_of_a_row_store_is_found() {
         (Bug::ExcludesLastKey, memory(Bug::ExcludesLastKey)),
         (Bug::IgnoresCase, memory(Bug::IgnoresCase)),
         (Bug::OpensMissingAsEmpty, memory(Bug::OpensMissingAsEmpty)),
+        (Bug::TrustsCopies, memory(Bug::TrustsCopies)),
         (Bug::ForgetsDestroy, memory(Bug::ForgetsDestroy)),
         (Bug::HidesDamage, redb(Bug::HidesDamage)),
         (Bug::TearsBatches, redb(Bug::TearsBatches)),

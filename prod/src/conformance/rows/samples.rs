@@ -37,17 +37,17 @@ const TEXTS: [&str; 12] = [
     "e\u{301}\u{e9}",
 ];
 
-/// The columns that the suite's rows fit: the key, and one of each type, text twice.
+/// The columns that the suite's rows fit: the key, and one of each type, text twice. Some have names that a store may want for itself.
 #[must_use]
 #[allow(clippy::missing_panics_doc, clippy::expect_used, reason = "the columns are written here")]
 pub fn schema() -> Schema {
     let columns = [
         ("id", ColumnType::Number),
-        ("number", ColumnType::Number),
+        ("DB_ROW_ID", ColumnType::Number),
         ("text", ColumnType::String),
-        ("float", ColumnType::Float),
-        ("flag", ColumnType::Boolean),
-        ("Select", ColumnType::String),
+        ("db_trx_id", ColumnType::Float),
+        ("Db_Roll_Ptr", ColumnType::Boolean),
+        ("FTS_DOC_ID", ColumnType::String),
     ];
     let columns = columns.map(|(name, dtype)| Column { name: name.into(), dtype });
     Schema::new(columns.to_vec()).expect("the columns are allowed")

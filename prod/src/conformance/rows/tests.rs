@@ -89,6 +89,7 @@ impl Venue for RedbInFiles {
 #[derive(Default)]
 pub(super) struct InMemory {
     medium: Medium,
+    copy: Medium,
 }
 
 impl Venue for InMemory {
@@ -106,6 +107,15 @@ impl Venue for InMemory {
 
     fn lose(&mut self) {
         self.medium.lose();
+    }
+
+    fn copy(&mut self, replica: ReplicaId) -> bool {
+        self.copy.copy(&self.medium, replica);
+        true
+    }
+
+    fn go_back(&mut self, replica: ReplicaId) {
+        self.medium.copy(&self.copy, replica);
     }
 }
 

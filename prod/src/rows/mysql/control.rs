@@ -142,9 +142,10 @@ impl Control {
         if owner == self.owner.0 { Ok(()) } else { Err(Trouble::TakenOver) }
     }
 
-    /// Everything that is listed.
+    /// Everything that is listed, while the store is ours.
     pub(super) async fn list(&self, link: &mut Link) -> Result<Listed, Trouble> {
         let mut listed = Listed::default();
+        self.begin(link).await?;
         let all = format!("SELECT name, replica, used_as, stage FROM {}", self.databases());
         for row in link.rows(statement(all)).await.map_err(missing_is_no_control)? {
             let (name, replica): (String, u64) = (row.try_get_unchecked(0)?, row.try_get_unchecked(1)?);
@@ -156,6 +157,7 @@ impl Control {
                 _ => drop(listed.dead.insert(name)),
             }
         }
+        link.commit().await?;
         Ok(listed)
     }
 
@@ -163,9 +165,9 @@ impl Control {
     pub(super) async fn set(&self, link: &mut Link, database: &str, to: Use) -> Result<(), Trouble> {
         let (used_as, stage) = to.kind();
         let set = format!("UPDATE {} SET used_as = ?, stage = ? WHERE name = ?", self.databases());
-        // Nothing changes where it says so already.
-        link.change(statement(set).bind(used_as).bind(stage.0).bind(database.to_owned())).await?;
-        Ok(())
+        // What says so already counts too.
+        let count = link.change(statement(set).bind(used_as).bind(stage.0).bind(database.to_owned())).await?;
+        if count == 0 { Err(Trouble::NoControl) } else { Ok(()) }
     }
 
     /// All databases of a replica are dead, in the transaction that is open.
@@ -207,8 +209,13 @@ impl Control {
         Ok(name)
     }
 
-    /// Drops a dead database.
+    /// Drops a dead database, if the store is ours. Dropping ends the transaction before it begins; but a name that was dead while the store
+    /// was ours is never used again by whoever has it then.
     pub(super) async fn drop_dead(&self, link: &mut Link, database: &str) -> Result<(), Trouble> {
+        if let Err(trouble) = self.begin(link).await {
+            link.raw("ROLLBACK".to_owned()).await?;
+            return Err(trouble);
+        }
         link.raw(format!("DROP DATABASE IF EXISTS {}", quoted(database))).await?;
         self.forget(link, database).await
     }

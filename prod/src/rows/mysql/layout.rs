@@ -23,6 +23,14 @@ pub(super) const ROWS: &str = "shard_rows";
 /// The columns that are ours. No user's column has a '$'.
 const OURS: [&str; 5] = ["epoch$", "index$", "types$", "exact$", "sum$"];
 
+/// Names that InnoDB keeps to itself, in any case.
+const INNODBS: [&str; 4] = ["DB_ROW_ID", "DB_TRX_ID", "DB_ROLL_PTR", "FTS_DOC_ID"];
+
+/// A user's column as it stands in a statement.
+fn column(name: &str) -> String {
+    if INNODBS.iter().any(|taken| taken.eq_ignore_ascii_case(name)) { quoted(&format!("{name}$")) } else { quoted(name) }
+}
+
 /// Where a replica's rows are kept.
 #[derive(Debug)]
 pub(super) struct Place {
@@ -55,7 +63,7 @@ impl Place {
     }
 
     pub(super) fn key(&self) -> String {
-        quoted(self.schema.key_name())
+        column(self.schema.key_name())
     }
 
     /// The real columns that are not the key.
@@ -66,7 +74,7 @@ impl Place {
     /// All columns in order: the key, the user's, ours.
     fn columns(&self) -> Vec<String> {
         let ours = OURS.iter().map(|name| quoted(name));
-        std::iter::once(self.key()).chain(self.real().map(|(name, _)| quoted(name))).chain(ours).collect()
+        std::iter::once(self.key()).chain(self.real().map(|(name, _)| column(name))).chain(ours).collect()
     }
 
     /// The statement that makes the table.
@@ -78,7 +86,7 @@ impl Place {
                 ColumnType::String => "MEDIUMTEXT",
                 ColumnType::Boolean => "BOOLEAN",
             };
-            columns.push(format!("{} {kind} NOT NULL", quoted(name)));
+            columns.push(format!("{} {kind} NOT NULL", column(name)));
         }
         for (name, kind) in OURS.iter().zip([
             "BIGINT UNSIGNED NOT NULL",

@@ -20,6 +20,7 @@ use twinshard_core::{
 /// More statements than any test makes.
 const FOREVER: i64 = 1 << 60;
 const REPLICA: ReplicaId = ReplicaId(7);
+const TABLES: [&str; 4] = ["shard_rows", "sessions", "idempotency", "applied"];
 
 /// One store of several on a server.
 struct InDatabase<'a> {
@@ -69,6 +70,11 @@ impl<'a> InDatabase<'a> {
         all.into_iter().filter(|name| name == prefix || name.starts_with(&format!("{prefix}_"))).collect()
     }
 
+    /// The database that a copy of a view is kept in.
+    fn copy_name(&self) -> String {
+        format!("copy_of_{}", self.settings.database)
+    }
+
     /// The database that is the view of the replica.
     fn view(&self, replica: ReplicaId) -> String {
         let control = quoted(&self.settings.database);
@@ -101,6 +107,19 @@ impl Venue for InDatabase<'_> {
 
     fn lose(&mut self) {
         self.by_hand(self.databases().iter().map(|name| format!("DROP DATABASE {}", quoted(name))));
+    }
+
+    fn copy(&mut self, replica: ReplicaId) -> bool {
+        let (view, copy) = (quoted(&self.view(replica)), quoted(&self.copy_name()));
+        self.by_hand([format!("CREATE DATABASE {copy}")]);
+        self.by_hand(TABLES.map(|table| format!("CREATE TABLE {copy}.{table} AS SELECT * FROM {view}.{table}")));
+        true
+    }
+
+    fn go_back(&mut self, replica: ReplicaId) {
+        let (view, copy) = (quoted(&self.view(replica)), quoted(&self.copy_name()));
+        self.by_hand(TABLES.map(|table| format!("DELETE FROM {view}.{table}")));
+        self.by_hand(TABLES.map(|table| format!("INSERT INTO {view}.{table} SELECT * FROM {copy}.{table}")));
     }
 
     fn damage(&mut self, replica: ReplicaId, part: Part) -> bool {
@@ -333,4 +352,72 @@ fn a_store_of_another_is_told_by_its_name() {
     let error = venue.open(Identity { cluster: ClusterId(99), ..IDENTITY }, OwnerNumber(2)).expect_err("not ours");
     assert!(error.to_string().contains(&format!("`{}`", venue.settings.database)), "{error}");
     assert!(venue.server.is_running());
+}
+
+#[test]
+fn a_database_that_came_back_as_an_older_copy_is_not_read() {
+    let Some(mut server) = Server::start() else { return };
+    let mut store = InDatabase::new(&server).open_with(1, &names()).expect("opens");
+    assert_eq!(store.execute(REPLICA, StoreCommand::Create).expect("ours"), StoreAnswer::Done);
+    store.execute(REPLICA, flush([1], 1, &name())).expect("ours");
+    let settings = server.settings(&store.state.control.prefix);
+    let mut venue = InDatabase { server: &server, settings, left: Arc::default() };
+    assert!(venue.copy(REPLICA));
+    store.execute(REPLICA, flush([2], 2, &name())).expect("ours");
+    venue.go_back(REPLICA);
+    server.kill();
+    server.start_again();
+    for command in [all(), StoreCommand::OpenSnapshot(SnapshotId(1)), flush([3], 3, &name())] {
+        assert_eq!(patiently(&mut store, command), StoreAnswer::Lost(LostReason::RowsBehind));
+    }
+}
+
+#[test]
+fn who_was_replaced_drops_nothing_and_reads_nothing_on_a_new_connection() {
+    let Some(server) = Server::start() else { return };
+    let venue = InDatabase::new(&server);
+    let opened = || {
+        let mut store = venue.open_with(1, &names()).expect("opens");
+        assert_eq!(store.execute(REPLICA, StoreCommand::Create).expect("ours"), StoreAnswer::Done);
+        store.execute(REPLICA, flush([1], 1, &name())).expect("ours");
+        store
+    };
+    let mut late = opened();
+    let snapshot = SnapshotId(1);
+    late.execute(REPLICA, StoreCommand::OpenSnapshot(snapshot)).expect("ours");
+    let stage = StageId(1);
+    let staged = StoreCommand::Stage { stage, position: position(5), chunk: Box::default(), last: true };
+    assert_eq!(late.execute(REPLICA, staged).expect("ours"), StoreAnswer::Done);
+    late.execute(REPLICA, StoreCommand::SwapStage { stage, position: position(5) }).expect("ours");
+    assert_eq!(late.state.listed.dead.len(), 1, "it is read");
+    drop(venue.open_with(2, &names()).expect("opens"));
+    assert!(matches!(late.execute(REPLICA, StoreCommand::CloseSnapshot(snapshot)), Err(StoreError::TakenOver)));
+
+    let mut late = opened();
+    drop(venue.open_with(2, &names()).expect("opens"));
+    assert_eq!(keys(late.execute(REPLICA, all()).expect("on the connection that it has")), [1]);
+    let broken: Result<(), Trouble> = late.database.run(LONG_TIMEOUT, async |_, _| Err(Trouble::NoControl));
+    assert!(broken.is_err());
+    assert!(matches!(late.execute(REPLICA, all()), Err(StoreError::TakenOver)));
+}
+
+#[test]
+fn no_more_rows_come_than_there_is_room_for() {
+    let Some(server) = Server::start() else { return };
+    let mut store = InDatabase::new(&server).open_with(1, &names()).expect("opens");
+    assert_eq!(store.execute(REPLICA, StoreCommand::Create).expect("ours"), StoreAnswer::Done);
+    store.execute(REPLICA, flush(0..400, 1, &[Value::Text("x".repeat(20_000).into())])).expect("ours");
+    let came = |store: &mut MysqlRows| {
+        let found = store.database.run(LONG_TIMEOUT, async |link, _| {
+            let rows = link.rows(statement("SHOW SESSION STATUS LIKE 'Handler_read_next'".to_owned())).await?;
+            let value: String = rows.first().ok_or(Trouble::NoControl)?.try_get_unchecked(1)?;
+            Ok(value.parse::<usize>().expect("a number"))
+        });
+        found.expect("there")
+    };
+    let before = came(&mut store);
+    let query = RowQuery::Range { range: KeyRange::ALL, limit: u32::MAX, bytes_max: 1_000_000 };
+    let StoreAnswer::Rows(page) = store.execute(REPLICA, StoreCommand::Read(query)).expect("ours") else { panic!("no rows") };
+    let (took, sent) = (page.rows.len(), came(&mut store) - before);
+    assert!(page.more && (40..60).contains(&took) && sent < 90, "{took} of {sent}");
 }

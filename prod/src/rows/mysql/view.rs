@@ -21,10 +21,13 @@ use twinshard_core::{
 const SESSIONS: &str = "sessions";
 const KEYS: &str = "idempotency";
 const APPLIED: &str = "applied";
-/// How many rows the first statement of a page asks for; each further one four times as many.
-const PAGE_ROWS_MIN: usize = 32;
+/// How many rows the first statement of a page asks for; each further one four times as many, but about as many as there is room for: what
+/// is not taken of them comes all the same.
+const PAGE_ROWS_MIN: usize = 8;
 /// How many they become. A guess.
 const PAGE_ROWS_MAX: usize = 4_096;
+/// How many idempotency keys a statement asks for.
+const PAGE_KEYS: usize = 32;
 /// The most rows of one statement; a power of [`STEP`]. A guess: they take longer than the way to the server and back.
 const RUN_MAX: usize = 256;
 /// The lengths of statements are powers of this: few different ones, so that they stay prepared. To prepare a statement for one use costs
@@ -322,26 +325,28 @@ async fn page(
     bytes_max: usize,
 ) -> Result<RowPage, Trouble> {
     let mut page = RowPage::default();
-    let (mut low, mut ask, mut bytes) = (range.low, PAGE_ROWS_MIN, 0);
+    let (mut low, mut ask, mut bytes, mut largest) = (range.low, PAGE_ROWS_MIN, 0, 1);
     let select = format!("{} WHERE {key} BETWEEN ? AND ? ORDER BY {key} LIMIT ?", at.select(), key = at.key());
     while low <= range.high {
         // One more than there may be tells whether there are more.
         let count = ask.min(limit.saturating_sub(page.rows.len()).saturating_add(1));
-        let found = link.rows(statement(select.clone()).bind(low.0).bind(range.high.0).bind(count as u64)).await?;
-        for row in &found {
-            if page.rows.len() >= limit || (bytes >= bytes_max && !page.rows.is_empty()) {
-                page.more = true;
-                return Ok(page);
+        let asked = statement(select.clone()).bind(low.0).bind(range.high.0).bind(count as u64);
+        let found = link.each(asked, |row| {
+            page.more = page.rows.len() >= limit || (bytes >= bytes_max && !page.rows.is_empty());
+            if !page.more {
+                let row = at.row(replica, row)?;
+                largest = largest.max(row.row.size_bytes());
+                bytes += row.row.size_bytes();
+                page.rows.push(row);
             }
-            let row = at.row(replica, row)?;
-            bytes += row.row.size_bytes();
-            page.rows.push(row);
-        }
+            Ok(!page.more)
+        });
+        let found = found.await?;
         match page.rows.last() {
-            Some(last) if found.len() == count && last.row.key < range.high => low = Key(last.row.key.0 + 1),
+            Some(last) if !page.more && found == count && last.row.key < range.high => low = Key(last.row.key.0 + 1),
             _ => break,
         }
-        ask = (ask * 4).min(PAGE_ROWS_MAX);
+        ask = (ask * 4).min(PAGE_ROWS_MAX).min(bytes_max.saturating_sub(bytes) / largest + 1);
     }
     Ok(page)
 }
@@ -374,9 +379,9 @@ pub(super) async fn chunk(
         loop {
             let keys = at.table(KEYS);
             let found = match &after {
-                None => link.rows(statement(format!("SELECT id, state FROM {keys} ORDER BY id LIMIT {PAGE_ROWS_MIN}"))).await?,
+                None => link.rows(statement(format!("SELECT id, state FROM {keys} ORDER BY id LIMIT {PAGE_KEYS}"))).await?,
                 Some(after) => {
-                    let select = format!("SELECT id, state FROM {keys} WHERE id > ? ORDER BY id LIMIT {PAGE_ROWS_MIN}");
+                    let select = format!("SELECT id, state FROM {keys} WHERE id > ? ORDER BY id LIMIT {PAGE_KEYS}");
                     link.rows((&**after).bind(statement(select))).await?
                 }
             };
@@ -391,7 +396,7 @@ pub(super) async fn chunk(
                 bytes += size;
                 chunk.idempotency.push((key, state));
             }
-            if found.len() < PAGE_ROWS_MIN {
+            if found.len() < PAGE_KEYS {
                 break;
             }
             after = chunk.idempotency.last().map(|(key, _)| key.clone());
