@@ -122,9 +122,9 @@ db: ## A MariaDB for the tests of rows in a database, unpacked under target/db (
 	tests/db/get.sh mariadb
 
 .PHONY: test-mysql
-test-mysql: ## The tests of rows in a database on a MySQL of Debian's sid instead
+test-mysql: ## The tests of rows and register in a database on a MySQL of Debian's sid instead
 	tests/db/get.sh mysql
-	TWINSHARD_MARIADBD=$(CURDIR)/target/db/mysql/run $(CARGO) test -p twinshard --locked rows::mysql
+	TWINSHARD_MARIADBD=$(CURDIR)/target/db/mysql/run $(CARGO) test -p twinshard --locked mysql
 
 .PHONY: explore
 explore: ## Burn seeds in the explorer (SEEDS=100000 START=0)

@@ -172,22 +172,41 @@ impl<R: Register> Register for Turns<R> {
     }
 }
 
-/// A register some of whose answers, and some of whose questions, are lost on the way.
+/// A register some of whose answers, and some of whose questions, are lost on the way, or come late: after others that were asked later.
 struct Lossy<R> {
     register: R,
     random: Random,
+    late: Option<(MapVersion, ClusterMap)>,
+}
+
+impl<R: Register> Lossy<R> {
+    fn land(&mut self) -> Result<(), RegisterError> {
+        if let Some((expected, map)) = self.late.take_if(|_| self.random.percent(50)) {
+            // Nobody hears what came of it.
+            self.register.compare_and_set(expected, &map)?;
+        }
+        Ok(())
+    }
 }
 
 impl<R: Register> Register for Lossy<R> {
     fn read(&mut self) -> Result<(MapVersion, Arc<ClusterMap>), RegisterError> {
-        self.register.read()
+        self.land()?;
+        let found = self.register.read()?;
+        self.land()?;
+        Ok(found)
     }
 
     fn compare_and_set(&mut self, expected: MapVersion, map: &ClusterMap) -> Result<bool, RegisterError> {
+        self.land()?;
         let lost = || Err(RegisterError::Failed("the reply is lost".to_owned()));
-        match self.random.below(4) {
+        match self.random.below(5) {
             0 => lost(),
             1 => self.register.compare_and_set(expected, map).and_then(|_| lost()),
+            2 => {
+                self.late = Some((expected, map.clone()));
+                lost()
+            }
             _ => self.register.compare_and_set(expected, map),
         }
     }
@@ -236,7 +255,7 @@ fn raced<R: Register>(registers: Vec<R>, is_lossy: bool) -> Vec<Result<Vec<u64>,
     thread::scope(|scope| {
         let writers = registers.into_iter().zip(0..).map(|(mut register, writer)| {
             scope.spawn(move || match is_lossy {
-                true => race(&mut Lossy { register, random: Random::new(writer) }, writer),
+                true => race(&mut Lossy { register, random: Random::new(writer), late: None }, writer),
                 false => race(&mut register, writer),
             })
         });

@@ -3,6 +3,7 @@ use crate::{
     disk::{Disk, embedded::RedbFile, memory::MemoryDisk},
     register::redb::RedbRegister,
 };
+use std::sync::atomic::{AtomicI64, Ordering};
 
 /// redb on a disk that loses and tears.
 #[derive(Default)]
@@ -168,6 +169,9 @@ fn rot_in_the_head_of_redb_is_told_or_does_not_matter() {
     assert!(places.filter(|place| is_damaged(|_| vec![*place])).count() > 200);
 }
 
+/// More steps than any test makes.
+const FOREVER: i64 = 1 << 60;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Bug {
     Nothing,
@@ -181,16 +185,22 @@ enum Bug {
     AcknowledgesEarly,
     /// What does not verify is taken for nothing.
     StartsEmpty,
+    /// After an error it is asked again, and finds its own version in the way.
+    Resends,
+    /// Map and version are written one after the other.
+    WritesInTwoSteps,
 }
 
 /// Keeps all that it ever was: a register in memory with one bug.
 struct BrokenVenue {
     kept: Arc<Mutex<Option<(MapVersion, ClusterMap)>>>,
+    left: Arc<AtomicI64>,
     bug: Bug,
 }
 
 struct Broken {
     kept: Arc<Mutex<Option<(MapVersion, ClusterMap)>>>,
+    left: Arc<AtomicI64>,
     bug: Bug,
     unwritten: Option<(MapVersion, ClusterMap)>,
 }
@@ -209,14 +219,21 @@ impl Venue for BrokenVenue {
             return Err(RegisterError::Failed("it belongs to another".to_owned()));
         }
         drop(kept);
-        Ok(Broken { kept: Arc::clone(&self.kept), bug: self.bug, unwritten: None })
+        Ok(Broken { kept: Arc::clone(&self.kept), left: Arc::clone(&self.left), bug: self.bug, unwritten: None })
     }
 
     fn is_shared(&self) -> bool {
         true
     }
 
-    fn crash(&mut self, _random: &mut Random) {}
+    fn crash(&mut self, _random: &mut Random) {
+        self.left.store(FOREVER, Ordering::SeqCst);
+    }
+
+    fn fail_after(&mut self, operation_count: u64) -> bool {
+        self.left.store(i64::try_from(operation_count / 3).unwrap(), Ordering::SeqCst);
+        true
+    }
 
     fn damage(&mut self) -> bool {
         self.kept.lock().unwrap().as_mut().unwrap().1.cluster = ClusterId(0);
@@ -224,13 +241,13 @@ impl Venue for BrokenVenue {
     }
 }
 
-impl Register for Broken {
-    fn read(&mut self) -> Result<(MapVersion, Arc<ClusterMap>), RegisterError> {
-        let kept = self.unwritten.clone().or_else(|| self.kept.lock().unwrap().clone());
-        kept.map(|(version, map)| (version, Arc::new(map))).ok_or(RegisterError::Damaged("it is".to_owned()))
+impl Broken {
+    /// A step of its own, at which it may die.
+    fn step(&self) -> Result<(), RegisterError> {
+        if self.left.fetch_sub(1, Ordering::SeqCst) > 0 { Ok(()) } else { Err(RegisterError::Failed("dead".to_owned())) }
     }
 
-    fn compare_and_set(&mut self, expected: MapVersion, map: &ClusterMap) -> Result<bool, RegisterError> {
+    fn swap(&mut self, expected: MapVersion, map: &ClusterMap) -> Result<bool, RegisterError> {
         let (version, _) = self.read()?;
         let mut kept = self.kept.lock().unwrap();
         let version = match self.bug {
@@ -247,6 +264,10 @@ impl Register for Broken {
             return Ok(false);
         }
         let next = if self.bug == Bug::KeepsVersion { version } else { MapVersion(expected.0.wrapping_add(1)) };
+        if self.bug == Bug::WritesInTwoSteps {
+            *kept = Some((version, map.clone()));
+            self.step()?;
+        }
         if self.bug == Bug::AcknowledgesEarly {
             self.unwritten = Some((next, map.clone()));
         } else {
@@ -256,11 +277,35 @@ impl Register for Broken {
     }
 }
 
+impl Register for Broken {
+    fn read(&mut self) -> Result<(MapVersion, Arc<ClusterMap>), RegisterError> {
+        let kept = self.unwritten.clone().or_else(|| self.kept.lock().unwrap().clone());
+        kept.map(|(version, map)| (version, Arc::new(map))).ok_or(RegisterError::Damaged("it is".to_owned()))
+    }
+
+    fn compare_and_set(&mut self, expected: MapVersion, map: &ClusterMap) -> Result<bool, RegisterError> {
+        self.step()?;
+        let is_done = self.swap(expected, map)?;
+        match self.step() {
+            Err(_) if self.bug == Bug::Resends => self.swap(expected, map),
+            answered => answered.map(|()| is_done),
+        }
+    }
+}
+
 #[test]
 fn every_planted_bug_of_a_register_is_found() {
-    let found = |bug| check(|| BrokenVenue { kept: Arc::default(), bug });
+    let found = |bug| check(|| BrokenVenue { kept: Arc::default(), left: Arc::new(AtomicI64::new(FOREVER)), bug });
     assert_eq!(found(Bug::Nothing), Ok(()));
-    for bug in [Bug::IgnoresVersion, Bug::ChecksThenSets, Bug::KeepsVersion, Bug::AcknowledgesEarly, Bug::StartsEmpty] {
+    for bug in [
+        Bug::IgnoresVersion,
+        Bug::ChecksThenSets,
+        Bug::KeepsVersion,
+        Bug::AcknowledgesEarly,
+        Bug::StartsEmpty,
+        Bug::Resends,
+        Bug::WritesInTwoSteps,
+    ] {
         assert!(found(bug).is_err(), "{bug:?} was not found");
     }
 }
