@@ -134,7 +134,7 @@ async fn register_that_is_damaged_or_gone_is_not_started_anew() {
         let output = program.args(["up", "--port", "0", "--dir"]).arg(dir.path()).stdin(Stdio::null()).output().unwrap();
         let words = String::from_utf8(output.stderr).unwrap();
         assert_eq!((output.status.code(), words.lines().count()), (Some(1), 1), "{words}");
-        assert!(words.contains("register.redb") && words.contains(reason) && words.contains("restore the file"), "{words}");
+        assert!(words.contains("register.redb") && words.contains(reason) && words.contains("recover"), "{words}");
     };
     for _ in 0..2 {
         (1..whole.len() as u64 / 4_096).for_each(|page| flip(&register, page * 4_096 + 64, 8));

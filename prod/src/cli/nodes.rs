@@ -360,7 +360,7 @@ impl BalancerCommand {
         let settings =
             ProcessSettings { program, dir: self.node.dir.clone(), cluster, serving: self.choices.serving.words(&self.node.dir) };
         let provisioner = Arc::new(ProcessProvisioner::new(settings));
-        let register = self.register.open(&self.node.dir, cluster).await?;
+        let register = self.register.open(&self.node.dir, cluster, self.role != RoleArg::Router).await?;
         let result = self.serve(register, Arc::clone(&provisioner), told_to_stop()?, self.tell_ready()).await;
         provisioner.shutdown().await;
         result
@@ -375,7 +375,7 @@ impl BalancerCommand {
         let provisioner = self.docker.provisioner(cluster, secret, &self.choices.serving, self.register.is_shared()).await?;
         let stop = told_to_stop()?;
         let serve = async {
-            let register = self.register.open_deployed(&provisioner, dir, cluster).await?;
+            let register = self.register.open_deployed(&provisioner, dir, cluster, self.role != RoleArg::Router).await?;
             self.serve(register, provisioner.clone(), stop, self.tell_ready()).await
         };
         tokio::select! {

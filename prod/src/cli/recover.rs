@@ -6,19 +6,22 @@ mod deployed;
 use super::{Failure, purge::lock_stopped, up::cluster_id};
 use crate::{
     disk::{Disk, RealDisk},
-    log::file::{FileLog, Identity, LOG_FILE},
-    register::{RegisterError, redb::RedbRegister},
+    log::{
+        LogError,
+        file::{FileLog, LOG_FILE, LogState},
+    },
+    register::{Register as _, RegisterError, redb::RedbRegister},
 };
 use clap::Args;
 use std::{
     collections::BTreeMap,
-    fs, io,
+    fmt, fs, io,
     path::{Path, PathBuf},
     sync::Arc,
 };
 use twinshard_core::{
     command::Command,
-    id::{ClusterId, OwnerNumber, ServerId},
+    id::{ClusterId, MapVersion, ServerId},
     recover::{Found, FoundReplica, Rebuilt, rebuild},
 };
 
@@ -29,11 +32,11 @@ use twinshard_core::{
   twinshard recover --dir data && twinshard up --dir data
   make down && twinshard recover --deployment twinshard && make all
 
-It reads the servers' logs, which are below DIR/servers, or in the volumes of a deployment on Docker. Each server keeps the newest cluster map
-that it has seen and, of each replica, what it promised and the configurations that it served in. A configuration comes back if enough of its
-members agree that none after it can have served. Where that cannot be shown, nothing is written: find the data of the servers that it names,
-or restore the register from a copy. A register that is whole is left alone; a damaged one is kept as register.redb.damaged, or as the table
-register_damaged.")]
+It reads the servers' logs and changes nothing in them. They are below DIR/servers, in DIR/store of a server on its own, or in the volumes of a
+deployment on Docker. Each server keeps the newest cluster map that it has seen and, of each replica, what it promised and the configurations
+that it served in. A configuration comes back if enough of its members agree that none after it can have served. Where that cannot be shown,
+nothing is written: find the data of the servers that it names. A register that is whole is left alone; one that is damaged, or older than what
+servers have seen, as one that was restored from a copy, is kept as register.redb.damaged, or as the table register_damaged.")]
 pub struct Recover {
     /// The cluster's directory
     #[arg(long, default_value = "data")]
@@ -65,46 +68,72 @@ impl Recover {
             };
         }
         let dir = &self.dir;
-        let _lock = lock_stopped(dir)?;
+        // A server on its own has no cluster's lock, but its store has one.
+        let store = dir.join("store");
+        let is_alone = store.join(LOG_FILE).exists();
+        let _lock = if is_alone { None } else { Some(lock_stopped(dir)?) };
         if !dir.join("cluster").exists() {
             return Err(Failure::new(format!(
                 "{} has no `cluster` file: without the cluster's id nothing can be recovered",
                 dir.display()
             )));
         }
-        recover_file(dir, &dir.join("servers"), cluster_id(dir)?, self.dry_run)?;
+        let cluster = cluster_id(dir)?;
+        let found = if is_alone { found_among([store], cluster)? } else { found_in(&dir.join("servers"), cluster)? };
+        recover_file(dir, &found, cluster, self.dry_run)?;
         if !self.dry_run {
-            println!("`twinshard up --dir {}` goes on.", dir.display());
+            let start = if is_alone { "server --standalone" } else { "up" };
+            println!("`twinshard {start} --dir {}` goes on.", dir.display());
         }
         Ok(())
     }
 }
 
 /// A register in a file.
-fn recover_file(dir: &Path, servers: &Path, cluster: ClusterId, dry_run: bool) -> Result<(), Failure> {
+fn recover_file(dir: &Path, found: &BTreeMap<ServerId, Found>, cluster: ClusterId, dry_run: bool) -> Result<(), Failure> {
     let path = dir.join("register.redb");
-    let is_damaged = path.exists()
-        && match RedbRegister::open(&path, cluster) {
-            Ok(_) => return Err(Failure::new(format!("{} is there and whole: there is nothing to recover", path.display()))),
-            Err(RegisterError::Damaged(_)) => true,
-            Err(error) => return Err(Failure::new(format!("{}: {error}", path.display()))),
-        };
-    let Some(rebuilt) = rebuilt(servers, cluster, dry_run)? else { return Ok(()) };
-    if is_damaged {
-        let aside = path.with_extension("redb.damaged");
+    if path.exists() {
+        let read = RedbRegister::open(&path, cluster).and_then(|mut register| register.read());
+        println!("{}: {}", path.display(), wrong_with(&path.display(), read.map(|(version, _)| version), found)?);
+    }
+    let Some(rebuilt) = rebuilt(found, dry_run)? else { return Ok(()) };
+    if path.exists() {
+        let mut aside = path.with_extension("redb.damaged");
+        let mut number = 1;
+        while aside.exists() {
+            number += 1;
+            aside = path.with_extension(format!("redb.damaged-{number}"));
+        }
         fs::rename(&path, &aside).map_err(|error| Failure::new(format!("could not move {} aside: {error}", path.display())))?;
-        println!("The damaged register is kept as {}", aside.display());
+        println!("It is kept as {}", aside.display());
     }
     RedbRegister::restore(&path, rebuilt.version, &rebuilt.map)?;
     println!("{} is made anew.", path.display());
     Ok(())
 }
 
+/// What is wrong with a register.
+///
+/// # Errors
+/// If nothing is, or that cannot be told.
+fn wrong_with(
+    what: &dyn fmt::Display,
+    read: Result<MapVersion, RegisterError>,
+    found: &BTreeMap<ServerId, Found>,
+) -> Result<String, Failure> {
+    let newest = found.values().filter_map(|found| found.map.as_ref()).map(|(version, _)| *version).max();
+    match (read, newest) {
+        (Ok(version), Some(newest)) if version < newest => Ok(format!("it went back from {newest} to {version}")),
+        (Ok(_), _) => Err(Failure::new(format!("{what} is there and whole: there is nothing to recover"))),
+        (Err(RegisterError::Damaged(reason)), _) => Ok(reason),
+        (Err(error), _) => Err(Failure::new(format!("{what}: {error}"))),
+    }
+}
+
 /// What the servers remember; `None` if no more was asked than to say it.
-fn rebuilt(servers: &Path, cluster: ClusterId, dry_run: bool) -> Result<Option<Rebuilt>, Failure> {
-    let found = found_in(servers, cluster)?;
+fn rebuilt(found: &BTreeMap<ServerId, Found>, dry_run: bool) -> Result<Option<Rebuilt>, Failure> {
     println!("Servers found: {}", found.len());
-    let rebuilt = rebuild(&found).map_err(|error| Failure::new(format!("nothing was written: {error}")))?;
+    let rebuilt = rebuild(found).map_err(|error| Failure::new(format!("nothing was written: {error}")))?;
     describe(&rebuilt);
     if dry_run {
         println!("Nothing was written.");
@@ -124,32 +153,33 @@ fn describe(rebuilt: &Rebuilt) {
     }
 }
 
-/// What the logs of the servers say, in directories `NAME-ID`.
+/// What the logs of the servers say that are below a directory.
 fn found_in(servers: &Path, cluster: ClusterId) -> Result<BTreeMap<ServerId, Found>, Failure> {
-    let mut found = BTreeMap::new();
     let entries = match fs::read_dir(servers) {
         Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(found),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
         Err(error) => return Err(Failure::new(format!("could not read {}: {error}", servers.display()))),
     };
-    for entry in entries {
-        let path = entry?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let Some(id) = name.rsplit_once("-s").and_then(|(_, id)| id.parse().ok()).map(ServerId) else { continue };
-        if !path.join(LOG_FILE).exists() {
-            continue; // It remembers nothing.
+    let mut dirs = entries.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<PathBuf>>>()?;
+    dirs.sort();
+    found_among(dirs, cluster)
+}
+
+/// What the logs in these directories say. One that cannot be read is as one that is not there.
+fn found_among(dirs: impl IntoIterator<Item = PathBuf>, cluster: ClusterId) -> Result<BTreeMap<ServerId, Found>, Failure> {
+    let mut found = BTreeMap::new();
+    for dir in dirs.into_iter().filter(|dir| dir.join(LOG_FILE).exists()) {
+        let disk: Arc<dyn Disk> = Arc::new(RealDisk::open(&dir)?);
+        match FileLog::look(disk, cluster) {
+            Ok((server, state)) => drop(found.insert(server, remembered(&state))),
+            Err(LogError::Unreadable) => println!("{}: its log is damaged, or was never written: it remembers nothing", dir.display()),
+            Err(error) => return Err(Failure::new(format!("{}: {error}", dir.display()))),
         }
-        let disk: Arc<dyn Disk> = Arc::new(RealDisk::open(&path)?);
-        // The owner matters to a new log alone, and this one is there.
-        let log = FileLog::open(disk, Identity { cluster, server: id }, OwnerNumber(1))
-            .map_err(|error| Failure::new(format!("{}: {error}", path.display())))?;
-        found.insert(id, remembered(&log));
     }
     Ok(found)
 }
 
-fn remembered(log: &FileLog) -> Found {
-    let state = log.state();
+fn remembered(state: &LogState) -> Found {
     let mut found = Found { map: state.map.clone(), ..Found::default() };
     for (id, replica) in &state.replicas {
         let barriers = replica.entries.iter().filter_map(|entry| match &entry.command {
@@ -164,3 +194,6 @@ fn remembered(log: &FileLog) -> Found {
     }
     found
 }
+
+#[cfg(test)]
+mod tests;

@@ -426,7 +426,7 @@ pub(super) fn register_is_where_its_data_is(dir: &Path) -> Result<(), Failure> {
     let holds = |place: &str| std::fs::read_dir(dir.join(place)).is_ok_and(|mut entries| entries.next().is_some());
     if (holds("servers") || holds("store")) && !dir.join("register.redb").exists() {
         return Err(Failure::new(format!(
-            "{} holds servers' data but no register.redb, which knows what it is: restore the file, make it anew with `twinshard recover`, or \
+            "{} holds servers' data but no register.redb, which knows what it is: make it anew with `twinshard recover`, or \
              start on another --dir",
             dir.display()
         )));
@@ -438,8 +438,7 @@ pub(super) fn register_is_where_its_data_is(dir: &Path) -> Result<(), Failure> {
 pub(super) fn open_register(dir: &Path, cluster: ClusterId) -> Result<RedbRegister, Failure> {
     let path = dir.join("register.redb");
     RedbRegister::open(&path, cluster).map_err(|error| {
-        let hint =
-            if matches!(error, RegisterError::Damaged(_)) { "; restore the file, or make it anew with `twinshard recover`" } else { "" };
+        let hint = if matches!(error, RegisterError::Damaged(_)) { "; make it anew with `twinshard recover`" } else { "" };
         Failure::new(format!("{}: {error}{hint}", path.display()))
     })
 }

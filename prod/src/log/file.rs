@@ -284,6 +284,34 @@ impl FileLog {
         Ok(log)
     }
 
+    /// What a log of the cluster holds, and whose it is, without changing anything: its owner, a torn tail and what is damaged stay as they
+    /// are. For tools.
+    ///
+    /// # Errors
+    /// If there is none, it cannot be read ([`LogError::Unreadable`]: it does not begin like a log), the format is another, or it is
+    /// another cluster's.
+    pub fn look(disk: Arc<dyn Disk>, cluster: ClusterId) -> Result<(ServerId, LogState), LogError> {
+        if !disk.exists(LOG_FILE)? {
+            return Err(io::Error::from(io::ErrorKind::NotFound).into());
+        }
+        let file = disk.open(LOG_FILE)?;
+        let mut header = [0; HEADER_BYTES];
+        if file.len()? < HEADER_BYTES as u64 {
+            return Err(LogError::Unreadable);
+        }
+        file.read_at(0, &mut header)?;
+        let identity = Identity { cluster, server: ServerId(u64_at(&header, 28)) };
+        let owner = read_header(&header, identity)?;
+        let (state, rewrite) = (LogState::default(), REWRITE_BYTES_MIN);
+        let mut log =
+            Self { disk, file, identity, owner, end: FRAMES_AT, rewrite_at: rewrite, rewrite_bytes_min: rewrite, state, failed: true };
+        log.read()?;
+        if log.state.damaged || log.state.damaged_marks != 0 {
+            log.mark_damaged();
+        }
+        Ok((identity.server, log.state))
+    }
+
     fn mark_damaged(&mut self) {
         let LogState { replicas, damaged, damaged_marks, .. } = &mut self.state;
         for (replica, log) in replicas.iter_mut() {

@@ -1,6 +1,6 @@
 //! Recovery of a deployment on Docker: a container that sees the volumes of all its servers does it.
 
-use super::{rebuilt, recover_file};
+use super::{found_in, rebuilt, recover_file, wrong_with};
 use crate::{
     cli::{
         Failure,
@@ -36,7 +36,7 @@ impl Inside {
 
     pub(super) async fn run(&self, name: &str, cluster: ClusterId, dry_run: bool) -> Result<(), Failure> {
         match self.register {
-            RegisterArg::Redb => recover_file(Path::new("/data"), Path::new(SERVERS), cluster, dry_run),
+            RegisterArg::Redb => recover_file(Path::new("/data"), &found_in(Path::new(SERVERS), cluster)?, cluster, dry_run),
             #[cfg(feature = "mysql")]
             RegisterArg::Mysql => recover_database(name, cluster, dry_run).await,
         }
@@ -104,7 +104,7 @@ fn is_node(container: &bollard::models::ContainerSummary) -> bool {
 async fn recover_database(name: &str, cluster: ClusterId, dry_run: bool) -> Result<(), Failure> {
     use crate::{
         cli::register::{on_thread, remember_made},
-        register::{RegisterError, mysql::MysqlRegister},
+        register::{Register as _, mysql::MysqlRegister},
     };
     let args = DockerArgs { deployment: name.to_owned(), image: None, server_memory: 512, server_cpu: 1_000, server_rows: StoreArg::Mysql };
     let secret = Secret::load(Path::new("/secret/secret"))?;
@@ -114,17 +114,17 @@ async fn recover_database(name: &str, cluster: ClusterId, dry_run: bool) -> Resu
     let mut settings = settings.ok_or_else(|| Failure::new("the deployment has no database for its register"))?;
     settings.patience = std::time::Duration::from_secs(30);
     let look = settings.clone();
-    match on_thread(move || MysqlRegister::open(&look, cluster)).await? {
-        Ok(_) => return Err(Failure::new("the register is there and whole: there is nothing to recover")),
-        Err(RegisterError::Damaged(reason)) => println!("The register: {reason}"),
-        Err(error) => return Err(error.into()),
-    }
-    let Some(rebuilt) = rebuilt(Path::new(SERVERS), cluster, dry_run)? else { return Ok(()) };
+    let found = found_in(Path::new(SERVERS), cluster)?;
+    let read = on_thread(move || MysqlRegister::open(&look, cluster).and_then(|mut register| register.read())).await?;
+    println!("The register: {}", wrong_with(&"the register", read.map(|(version, _)| version), &found)?);
+    let Some(rebuilt) = rebuilt(&found, dry_run)? else { return Ok(()) };
     let restored = on_thread(move || {
-        MysqlRegister::set_aside(&settings)?;
-        MysqlRegister::restore(&settings, rebuilt.version, &rebuilt.map)
+        let aside = MysqlRegister::set_aside(&settings)?;
+        MysqlRegister::restore(&settings, rebuilt.version, &rebuilt.map).map(|()| aside)
     });
-    restored.await??;
+    if let Some(aside) = restored.await?? {
+        println!("It is kept as the table {aside}");
+    }
     remember_made(Path::new("/data"))?;
     println!("The register is made anew.");
     Ok(())
