@@ -94,3 +94,24 @@ fn looking_at_logs_changes_nothing_in_them() {
     assert_eq!(found[&SERVER].replicas[&ReplicaId(1)], expected);
     assert_eq!(found[&SERVER].map, Some((MapVersion(9), Arc::new(map()))));
 }
+
+#[derive(clap::Parser)]
+struct Line {
+    #[command(flatten)]
+    recover: Recover,
+}
+
+#[tokio::test]
+async fn register_of_a_server_on_its_own_comes_back_while_it_is_stopped() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = dir.path().join("store");
+    server(&store);
+    fs::write(dir.path().join("cluster"), format!("{CLUSTER}\n")).unwrap();
+    let recover = || <Line as clap::Parser>::parse_from(["twinshard", "--dir", dir.path().to_str().unwrap()]).recover.run();
+    let runs = RealDisk::open(&store).unwrap();
+    let words = recover().await.unwrap_err().to_string();
+    assert!(words.contains("in use by another process"), "{words}");
+    drop(runs);
+    recover().await.unwrap();
+    assert!(version(dir.path()) > MapVersion(9));
+}
