@@ -1,7 +1,7 @@
 //! What real faults are done to: processes of this machine, or containers of a deployment that was made for it.
 
 #[cfg(feature = "docker")]
-use super::super::deploy::{BALANCER, ROWS, StoreArg};
+use super::super::deploy::{ROWS, StoreArg};
 use super::super::{Failure, up::LocalCluster};
 use crate::provision::process::Signal;
 use twinshard_core::id::ServerId;
@@ -9,7 +9,7 @@ use twinshard_core::id::ServerId;
 #[cfg(feature = "docker")]
 use crate::{
     docker::{CHAOS, Deployment, DockerError, ROLE, SERVER},
-    provision::docker::{DATABASE_OF, REGISTER},
+    provision::docker::{BALANCER, DATABASE_OF, REGISTER},
 };
 #[cfg(feature = "docker")]
 use bollard::models::ContainerSummary;
