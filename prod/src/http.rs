@@ -3,6 +3,7 @@
 
 pub mod access;
 pub mod balancer;
+mod bodies;
 pub mod error;
 mod guard;
 mod json;
@@ -23,9 +24,9 @@ use axum::{
     http::{Method, StatusCode, header, request::Parts},
     response::{IntoResponse, Response},
 };
+pub use bodies::{BODIES_BYTES_MAX, Bodies};
 use error::ApiError;
 pub use guard::Hosts;
-use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::{body::Incoming, server::conn::http1};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
@@ -46,13 +47,15 @@ use twinshard_core::command::OnConflict;
 pub struct HttpSettings {
     /// The most bytes of a request's body (API.md: 32 MiB).
     pub body_bytes_max: usize,
+    /// The room for the bodies of all requests under way, as they came and as JSON; one that does not fit is answered 503 at once.
+    pub bodies: Bodies,
     /// The most rows of one write (API.md: 100,000).
     pub rows_max: usize,
     /// The deadline of a request (API.md: 10 s).
     pub request_timeout: Duration,
     /// The deadline of /init, /add and /rm (API.md: 120 s).
     pub admin_timeout: Duration,
-    /// How long a client may take to send its headers, and then its body.
+    /// How long a client may take to send its headers, and then its body; and how long it may read nothing of its answer.
     pub read_timeout: Duration,
     /// Rows of one page of a large answer.
     pub page_rows: u32,
@@ -68,6 +71,8 @@ pub struct HttpSettings {
     pub life: u64,
     /// Which Host a request may name (DESIGN 8).
     pub hosts: Hosts,
+    /// And these: names and addresses that the node is certified for.
+    pub names: Vec<String>,
     /// Who is let in.
     pub access: Access,
 }
@@ -76,6 +81,7 @@ impl Default for HttpSettings {
     fn default() -> Self {
         Self {
             body_bytes_max: 32 << 20,
+            bodies: Bodies::new(BODIES_BYTES_MAX),
             rows_max: 100_000,
             request_timeout: Duration::from_secs(10),
             admin_timeout: Duration::from_secs(120),
@@ -87,6 +93,7 @@ impl Default for HttpSettings {
             on_conflict: OnConflict::Replace,
             life: 0,
             hosts: Hosts::Loopback,
+            names: Vec::new(),
             access: Access::Open,
         }
     }
@@ -94,6 +101,8 @@ impl Default for HttpSettings {
 
 /// How long connections may take to finish what they serve once the node stops. A guess.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
+/// The most bytes of a head, and of what is read or written of a body at once: hyper's longest path, 64 KiB, and headers beside it. A guess.
+const HEAD_BYTES_MAX: usize = 80 << 10;
 /// How long to wait after an accept failed, for example for want of file descriptors. A guess.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
@@ -102,12 +111,16 @@ pub async fn serve<N: Network>(mut listener: N::Listener, router: Router, settin
     let places = Arc::new(Semaphore::new(settings.connections_max));
     let mut connections = JoinSet::new();
     loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-        let accepted = tokio::select! {
+        let accepted = async {
+            // Never closed.
+            let place = Arc::clone(&places).acquire_owned().await.ok();
+            (place, N::accept(&mut listener).await)
+        };
+        let (place, accepted) = tokio::select! {
             biased;
             _ = stopped.wait_for(|stop| *stop) => break,
             Some(_) = connections.join_next(), if !connections.is_empty() => continue,
-            accepted = N::accept(&mut listener) => accepted,
+            accepted = accepted => accepted,
         };
         let stream = match accepted {
             Ok(stream) => stream,
@@ -126,22 +139,25 @@ pub async fn serve<N: Network>(mut listener: N::Listener, router: Router, settin
         let mut stopped = stopped.clone();
         let read_timeout = settings.read_timeout;
         connections.spawn(async move {
-            let connection = http1::Builder::new()
+            let mut connection = http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(read_timeout)
+                .max_buf_size(HEAD_BYTES_MAX)
                 // The date is the wall clock, which no answer needs and simulated time has not.
                 .auto_date_header(false)
-                .serve_connection(TokioIo::new(malformed::Spoken::new(stream)), service);
-            let mut connection = std::pin::pin!(connection);
+                .serve_connection(TokioIo::new(malformed::Spoken::new(stream, read_timeout)), service);
             let ended = tokio::select! {
-                ended = connection.as_mut() => ended,
+                ended = &mut connection => ended,
                 () = ending(&mut stopped) => {
-                    connection.as_mut().graceful_shutdown();
-                    connection.await
+                    std::pin::Pin::new(&mut connection).graceful_shutdown();
+                    (&mut connection).await
                 }
             };
             if let Err(error) = ended {
                 tracing::debug!(%error, "connection ended");
+                if let Err(error) = connection.into_parts().io.into_inner().explain(&error).await {
+                    tracing::debug!(%error, "nobody was told why");
+                }
             }
             drop(place);
         });
@@ -163,37 +179,26 @@ struct Call {
     parts: Parts,
     body: Bytes,
     json: Value,
+    /// What both take.
+    _room: bodies::Room,
 }
 
 impl Call {
     async fn read(request: Request, settings: &HttpSettings) -> Result<Self, ApiError> {
         let (parts, body) = request.into_parts();
-        // Told at once, so that a client that asked first (Expect: 100-continue) sends nothing in vain.
-        if http_body::Body::size_hint(&body).lower() > settings.body_bytes_max as u64 {
-            return Err(ApiError::body_too_large(settings.body_bytes_max));
-        }
-        let body = timeout(settings.read_timeout, Limited::new(body, settings.body_bytes_max).collect()).await;
-        let body = match body {
-            Ok(Ok(body)) => body.to_bytes(),
-            Ok(Err(error)) if error.is::<LengthLimitError>() => {
-                return Err(ApiError::body_too_large(settings.body_bytes_max));
-            }
-            Ok(Err(error)) => {
-                return Err(ApiError::new(StatusCode::BAD_REQUEST, "bad-body", format!("The body could not be read: {error}")));
-            }
-            Err(_) => return Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, "slow-body", "The body did not come in time")),
-        };
+        let (body, mut room) = bodies::read(body, settings).await?;
         let json = if body.iter().all(u8::is_ascii_whitespace) {
             Value::Object(serde_json::Map::new())
         } else {
-            json::parse(&body)
-                .map_err(|error| ApiError::new(StatusCode::BAD_REQUEST, "bad-json", format!("The body is not JSON: {error}")))?
+            let (json, value_count) = json::parse(&body)?;
+            room.add_values(&settings.bodies, value_count)?;
+            json
         };
         if !json.is_object() {
             return Err(ApiError::new(StatusCode::BAD_REQUEST, "bad-json", "The body must be a JSON object"));
         }
         let (method, path) = (parts.method.clone(), parts.uri.path().to_owned());
-        Ok(Self { method, path, parts, body, json })
+        Ok(Self { method, path, parts, body, json, _room: room })
     }
 
     fn header(&self, name: &str) -> Result<Option<&str>, ApiError> {

@@ -81,6 +81,11 @@ impl ApiError {
         Self { retryable: true, ..Self::new(StatusCode::TOO_MANY_REQUESTS, "too-many-requests", words) }
     }
 
+    /// Its status code.
+    pub(super) const fn status(&self) -> StatusCode {
+        self.status
+    }
+
     /// What the client reads.
     pub(super) fn body(&self) -> Value {
         let mut body = json!({
@@ -116,11 +121,11 @@ impl ApiError {
             "no-such-endpoint" => "check the path; nothing was changed",
             "no-such-shard" | "no-such-server" => "GET /status at the balancer lists the servers and their shards",
             "internal" => "this is a fault of the program: see its messages",
-            "body-too-large" | "too-many-rows" => "send it in several requests",
+            "body-too-large" | "too-many-rows" | "too-many-values" => "send it in several requests",
             "path-too-long" | "headers-too-large" | "bad-http" => "send a plain request of HTTP/1.1; nothing was changed",
             "unauthorized" => "the operator has the tokens, in files for their owner only; nothing was changed",
             "forbidden" => "ask with the admin token; nothing was changed",
-            "slow-body" => "send the body at once; nothing was changed",
+            "slow-headers" | "slow-body" => "send the request at once; nothing was changed",
             "forbidden-host" | "forbidden-origin" => "web pages may not use this API",
             _ => "correct the request; nothing was changed",
         }

@@ -45,6 +45,7 @@ pub(super) struct Client(pub(super) Option<IpAddr>);
 #[derive(Clone, Debug)]
 pub(super) struct Guard {
     hosts: Hosts,
+    names: Arc<[String]>,
     access: Access,
     telemetry: Telemetry,
     ids: RequestIds,
@@ -57,6 +58,7 @@ impl Guard {
     pub(super) fn new(settings: &HttpSettings, telemetry: Telemetry) -> Self {
         Self {
             hosts: settings.hosts,
+            names: settings.names.as_slice().into(),
             access: settings.access.clone(),
             telemetry,
             ids: RequestIds::new(settings.life),
@@ -68,7 +70,7 @@ impl Guard {
 
     fn check(&self, request: &Request) -> Result<(), ApiError> {
         let (method, path, headers) = (request.method(), request.uri().path(), request.headers());
-        check(headers, self.hosts)?;
+        check(headers, self.hosts, &self.names)?;
         if let Some(rate) = self.rate.as_ref().filter(|_| access::needed(method, path).is_some()) {
             let client = request.extensions().get().and_then(|Client(address)| *address);
             rate.admit(client, Instant::now()).map_err(|_| ApiError::too_fast())?;
@@ -111,10 +113,11 @@ fn known(method: &Method) -> &'static str {
     ["GET", "POST", "PUT", "DELETE", "HEAD"].into_iter().find(|known| method.as_str() == *known).unwrap_or("other")
 }
 
-fn check(headers: &HeaderMap, hosts: Hosts) -> Result<(), ApiError> {
+fn check(headers: &HeaderMap, hosts: Hosts, names: &[String]) -> Result<(), ApiError> {
     let text = |name| headers.get(name).map(|value| value.to_str().unwrap_or("?"));
     let host = text(header::HOST).unwrap_or_default();
-    if !hosts.allow(host_name(host)) {
+    let bare = host_name(host).trim_start_matches('[').trim_end_matches(']');
+    if !hosts.allow(host_name(host)) && !names.iter().any(|name| name.eq_ignore_ascii_case(bare)) {
         let words = format!("Host '{host}' is not this machine; use localhost or its address");
         return Err(ApiError::new(StatusCode::FORBIDDEN, "forbidden-host", words));
     }
@@ -156,15 +159,16 @@ mod tests {
 
     fn refused(headers: &[(&'static str, &str)]) -> bool {
         let headers = headers.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect();
-        check(&headers, Hosts::Loopback).is_err()
+        check(&headers, Hosts::Loopback, &["db.example".to_owned(), "fe80::1".to_owned()]).is_err()
     }
 
     #[test]
     fn foreign_pages_and_rebound_names_are_refused() {
-        for host in ["localhost", "LocalHost:5000", "127.0.0.1:5000", "[::1]", "[::1]:5000"] {
+        let certified = ["db.example", "DB.example:5000", "[fe80::1]:5000"];
+        for host in ["localhost", "LocalHost:5000", "127.0.0.1:5000", "[::1]", "[::1]:5000"].into_iter().chain(certified) {
             assert!(!refused(&[("host", host)]), "{host}");
         }
-        for host in ["evil.example", "evil.example:5000", "127.0.0.1.evil.example", "0.0.0.0:5000", ""] {
+        for host in ["evil.example", "evil.example:5000", "127.0.0.1.evil.example", "db.example.evil.example", "0.0.0.0:5000", ""] {
             assert!(refused(&[("host", host)]), "{host}");
         }
         assert!(!refused(&[("host", "localhost:5000"), ("origin", "http://localhost:5000")]));

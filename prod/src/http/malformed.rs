@@ -1,5 +1,5 @@
-//! What hyper says by itself to whoever does not speak HTTP/1.1: a status and nothing else. Every refusal is JSON (API.md), so this one is
-//! given its body on its way out. Never touches what a router answered.
+//! What hyper says by itself to whoever does not speak HTTP/1.1: a status and nothing else, or nothing at all. Every refusal is JSON
+//! (API.md), so it is given its body on its way out. Never touches what a router answered; a client that does not read it is let go.
 
 use super::error::ApiError;
 use axum::http::StatusCode;
@@ -7,13 +7,17 @@ use std::{
     io::{self, IoSlice},
     pin::Pin,
     task::{Context, Poll, ready},
+    time::Duration,
 };
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf},
+    time::{Sleep, sleep},
+};
 
 /// No router answers an error without a body, so this end of a head is hyper's own.
 const HEAD_END: &[u8] = b"content-length: 0\r\n\r\n";
 
-/// A stream whose empty refusals get a body.
+/// A stream whose empty refusals get a body, and whose reader has to read.
 #[derive(Debug)]
 pub(super) struct Spoken<S> {
     stream: S,
@@ -21,12 +25,45 @@ pub(super) struct Spoken<S> {
     left: Vec<u8>,
     /// How much hyper wrote.
     replaced_bytes: usize,
+    /// Whether anything was written.
+    has_spoken: bool,
+    /// How long the other side may take no byte of what is written.
+    write_timeout: Duration,
+    /// When that is over; nothing while it takes some.
+    stalled: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S> Spoken<S> {
-    pub(super) const fn new(stream: S) -> Self {
-        Self { stream, left: Vec::new(), replaced_bytes: 0 }
+    pub(super) const fn new(stream: S, write_timeout: Duration) -> Self {
+        Self { stream, left: Vec::new(), replaced_bytes: 0, has_spoken: false, write_timeout, stalled: None }
     }
+}
+
+impl<S: AsyncWrite + Unpin> Spoken<S> {
+    /// Says why the connection ends, where hyper ended it without a word: to a head that did not come in time, and to another protocol.
+    /// After an answer there is nothing to say: an idle connection ends, too.
+    pub(super) async fn explain(mut self, ended: &hyper::Error) -> io::Result<()> {
+        let refusal = match (self.has_spoken, ended.is_timeout(), ended.is_parse()) {
+            (false, true, _) => ApiError::new(StatusCode::REQUEST_TIMEOUT, "slow-headers", "The headers did not come in time"),
+            (false, false, true) => bad_http(StatusCode::BAD_REQUEST),
+            (true, ..) | (false, false, false) => return Ok(()),
+        };
+        let head = format!("HTTP/1.1 {}\r\nconnection: close\r\n", refusal.status());
+        let answer = answer(head.as_bytes(), &refusal);
+        self.write_all(&answer).await?;
+        self.shutdown().await
+    }
+}
+
+fn bad_http(status: StatusCode) -> ApiError {
+    ApiError::new(status, "bad-http", "This is not a request of HTTP/1.1")
+}
+
+/// All of an answer whose head begins so.
+fn answer(head: &[u8], refusal: &ApiError) -> Vec<u8> {
+    let body = refusal.body().to_string();
+    let end = format!("content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+    [head, end.as_bytes()].concat()
 }
 
 /// The refusal with a body, if these bytes are one without.
@@ -34,15 +71,12 @@ fn with_body(bytes: &[u8]) -> Option<Vec<u8>> {
     let head = bytes.strip_suffix(HEAD_END)?;
     let status = head.strip_prefix(b"HTTP/1.1 ").or_else(|| head.strip_prefix(b"HTTP/1.0 "))?.get(..3)?;
     let status = StatusCode::from_bytes(status).ok().filter(StatusCode::is_client_error)?;
-    let (code, words) = match status {
-        StatusCode::URI_TOO_LONG => ("path-too-long", "The path is too long"),
-        StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => ("headers-too-large", "The headers are too many or too long"),
-        _ => ("bad-http", "This is not a request of HTTP/1.1"),
+    let refusal = match status {
+        StatusCode::URI_TOO_LONG => ApiError::new(status, "path-too-long", "The path is too long"),
+        StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => ApiError::new(status, "headers-too-large", "The headers are too many or too long"),
+        _ => bad_http(status),
     };
-    let body = ApiError::new(status, code, words).body().to_string();
-    let mut answer = head.to_vec();
-    answer.extend_from_slice(format!("content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}", body.len()).as_bytes());
-    Some(answer)
+    Some(answer(head, &refusal))
 }
 
 impl<S: AsyncWrite + Unpin> Spoken<S> {
@@ -55,6 +89,17 @@ impl<S: AsyncWrite + Unpin> Spoken<S> {
             self.left.drain(..written);
         }
         Poll::Ready(Ok(self.replaced_bytes))
+    }
+
+    /// What became of a write, or that nothing did for too long.
+    fn in_time<T>(&mut self, context: &mut Context<'_>, done: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if done.is_ready() {
+            self.stalled = None;
+            return done;
+        }
+        let write_timeout = self.write_timeout;
+        ready!(self.stalled.get_or_insert_with(|| Box::pin(sleep(write_timeout))).as_mut().poll(context));
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client does not read its answer")))
     }
 
     /// Whether these bytes are replaced, or those before them are not yet.
@@ -77,12 +122,21 @@ impl<S: AsyncRead + Unpin> AsyncRead for Spoken<S> {
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Spoken<S> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        if self.replaces(bytes) { self.poll_replaced(context) } else { Pin::new(&mut self.stream).poll_write(context, bytes) }
+        self.has_spoken = true;
+        let written =
+            if self.replaces(bytes) { self.poll_replaced(context) } else { Pin::new(&mut self.stream).poll_write(context, bytes) };
+        self.in_time(context, written)
     }
 
     fn poll_write_vectored(mut self: Pin<&mut Self>, context: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        self.has_spoken = true;
         let first = slices.first().map_or(&[][..], |slice| slice);
-        if self.replaces(first) { self.poll_replaced(context) } else { Pin::new(&mut self.stream).poll_write_vectored(context, slices) }
+        let written = if self.replaces(first) {
+            self.poll_replaced(context)
+        } else {
+            Pin::new(&mut self.stream).poll_write_vectored(context, slices)
+        };
+        self.in_time(context, written)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -90,11 +144,13 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Spoken<S> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
+        let flushed = Pin::new(&mut self.stream).poll_flush(context);
+        self.in_time(context, flushed)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
+        let shut = Pin::new(&mut self.stream).poll_shutdown(context);
+        self.in_time(context, shut)
     }
 }
 

@@ -25,7 +25,7 @@ use twinshard_core::{
 };
 
 /// The type of the OpenMetrics text format, which Prometheus takes.
-const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+pub(super) const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// What every node answers in the same way.
 pub(super) struct Ops<Q, A> {

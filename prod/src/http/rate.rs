@@ -21,22 +21,34 @@ pub(super) struct RateLimiter {
     /// What one request takes out of a bucket.
     each: Duration,
     clients_max: usize,
+    buckets: Mutex<Buckets>,
+}
+
+#[derive(Debug, Default)]
+struct Buckets {
     /// When the bucket of a client will be full again.
-    full_at: Mutex<BTreeMap<Option<IpAddr>, Instant>>,
+    full_at: BTreeMap<Option<IpAddr>, Instant>,
+    /// When those that are full were last looked for.
+    swept_at: Option<Instant>,
 }
 
 impl RateLimiter {
     pub(super) fn new(rate_max: NonZeroU32) -> Self {
-        Self { each: BURST / rate_max.get(), clients_max: CLIENTS_MAX, full_at: Mutex::default() }
+        Self { each: BURST / rate_max.get(), clients_max: CLIENTS_MAX, buckets: Mutex::default() }
     }
 
     /// Whether a client may ask now; otherwise after how long it may.
     pub(super) fn admit(&self, client: Option<IpAddr>, now: Instant) -> Result<(), Duration> {
         // Nothing panics while it holds the lock, and every state of the map is a good one.
-        let mut full_at = self.full_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut guard = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
+        let Buckets { full_at, swept_at } = &mut *guard;
         let mut client = client.map(network);
         if full_at.len() >= self.clients_max && !full_at.contains_key(&client) {
-            full_at.retain(|_, full_at| *full_at > now);
+            // Within that time all will be full that are not asked of: to look for them at every request would only hold up the others.
+            if swept_at.is_none_or(|swept_at| now.saturating_duration_since(swept_at) >= BURST) {
+                *swept_at = Some(now);
+                full_at.retain(|_, full_at| *full_at > now);
+            }
             if full_at.len() >= self.clients_max {
                 client = None;
             }
@@ -104,7 +116,7 @@ mod tests {
     fn many_clients_take_no_more_room_than_there_is() {
         let (mut limiter, now) = (limiter(1), Instant::now());
         limiter.clients_max = 2;
-        let count = |limiter: &RateLimiter| limiter.full_at.lock().expect("unlocked").len();
+        let count = |limiter: &RateLimiter| limiter.buckets.lock().expect("unlocked").full_at.len();
         assert!(limiter.admit(address("10.0.0.1"), now).is_ok());
         assert!(limiter.admit(address("10.0.0.2"), now).is_ok());
         assert!(limiter.admit(address("10.0.0.3"), now).is_ok(), "the first of those who share");
@@ -112,5 +124,20 @@ mod tests {
         assert_eq!(count(&limiter), 3);
         assert!(limiter.admit(address("10.0.0.4"), now + BURST).is_ok(), "the others have come free");
         assert_eq!(count(&limiter), 1);
+    }
+
+    #[test]
+    fn room_is_looked_for_once_in_a_while_however_many_ask() {
+        let (mut limiter, now) = (limiter(2), Instant::now());
+        limiter.clients_max = 2;
+        let ms = |ms| now + Duration::from_millis(ms);
+        let count = |limiter: &RateLimiter| limiter.buckets.lock().expect("unlocked").full_at.len();
+        assert!(limiter.admit(address("10.0.0.1"), now).is_ok());
+        assert!(limiter.admit(address("10.0.0.2"), now).is_ok());
+        assert!(limiter.admit(address("10.0.0.3"), ms(100)).is_ok(), "looked for, and not found");
+        assert!(limiter.admit(address("10.0.0.4"), ms(600)).is_ok());
+        assert_eq!(count(&limiter), 3, "those that are full are there until the next look");
+        assert!(limiter.admit(address("10.0.0.5"), ms(1_100)).is_ok());
+        assert_eq!(count(&limiter), 1, "all but the last of them were full");
     }
 }

@@ -24,6 +24,7 @@ use axum::{
 };
 use serde_json::{Value, json};
 use std::{
+    collections::VecDeque,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -328,56 +329,83 @@ async fn config(State(app): State<App>, request: Request) -> Answer {
     }
 }
 
-/// Shows the log of this server's replica of the shard, entry by entry; the index of the last.
-async fn pieces(app: &App, call: &Call, mut each: impl FnMut(&Arc<Entry>)) -> Result<LogIndex, ApiError> {
-    let shard = shard_name(call)?;
-    app.holds(&shard).await?;
-    let mut from = LogIndex(1);
-    loop {
-        let request = ServerRequest::Log { shard: shard.clone(), from, limit: LOG_ENTRIES };
-        let (entries, last) = match app.ask(request).await? {
-            ServerReply::Log { entries, last } => (entries, last),
-            other => return Err(unexpected(&other)),
-        };
-        entries.iter().for_each(&mut each);
-        match entries.last() {
-            Some(entry) if entry.position.index < last => from = entry.position.index.next(),
-            _ => return Ok(last),
-        }
+/// A piece of the log of this server's replica of a shard, and the index of its last entry.
+async fn piece(app: &App, shard: &str, from: LogIndex) -> Result<(Vec<Arc<Entry>>, LogIndex), ApiError> {
+    match app.ask(ServerRequest::Log { shard: shard.into(), from, limit: LOG_ENTRIES }).await? {
+        ServerReply::Log { entries, last } => Ok((entries, last)),
+        other => Err(unexpected(&other)),
     }
+}
+
+/// Where the next piece begins, after one that ends so.
+fn next_piece(end: Option<LogIndex>, last: LogIndex) -> Option<LogIndex> {
+    end.filter(|end| *end < last).map(LogIndex::next)
 }
 
 /// Rows written to the shard so far, by the log; an entry that was compacted away counts as one.
 async fn rows_written(app: &App, call: &Call) -> Result<u64, ApiError> {
+    let shard = shard_name(call)?;
+    app.holds(&shard).await?;
     let (mut rows, mut compacted) = (0, None);
-    pieces(app, call, |entry| {
-        compacted.get_or_insert(entry.position.index.0.saturating_sub(1));
-        if let Command::Operations(operations) = &entry.command {
-            rows += operations.iter().filter(|operation| matches!(operation, Operation::Insert { .. })).count() as u64;
+    let mut from = Some(LogIndex(1));
+    while let Some(begin) = from {
+        let (entries, last) = piece(app, &shard, begin).await?;
+        for entry in &entries {
+            compacted.get_or_insert(entry.position.index.0.saturating_sub(1));
+            if let Command::Operations(operations) = &entry.command {
+                rows += operations.iter().filter(|operation| matches!(operation, Operation::Insert { .. })).count() as u64;
+            }
         }
-    })
-    .await?;
+        from = next_piece(entries.last().map(|entry| entry.position.index), last);
+    }
     Ok(rows + compacted.unwrap_or(0))
+}
+
+/// How far an answer with the log has come.
+struct LogSoFar {
+    /// Fetched, and still to be written.
+    entries: VecDeque<Arc<Entry>>,
+    /// Where to go on after these.
+    from: Option<LogIndex>,
+    /// Nothing was written yet.
+    first: bool,
 }
 
 async fn log(State(app): State<App>, request: Request) -> Answer {
     allow(&request, &[Method::GET])?;
     let call = Call::read(request, &app.settings).await?;
     let schema = app.schema()?;
-    let mut out = b"{\"data\":[".to_vec();
-    let mut first = true;
-    pieces(&app, &call, |entry| {
-        if !std::mem::take(&mut first) {
-            out.push(b',');
+    let shard = shard_name(&call)?;
+    app.holds(&shard).await?;
+    let begin = LogSoFar { entries: VecDeque::new(), from: Some(LogIndex(1)), first: true };
+    stream::send("application/json", begin, move |mut so_far, _, mut out| {
+        let (app, schema, shard) = (app.clone(), Arc::clone(&schema), shard.clone());
+        async move {
+            if so_far.entries.is_empty()
+                && let Some(from) = so_far.from
+            {
+                let (entries, last) = piece(&app, &shard, from).await?;
+                so_far.from = next_piece(entries.last().map(|entry| entry.position.index), last);
+                so_far.entries = entries.into();
+            }
+            // Entries can be large: not all that were fetched are written at once.
+            while out.len() < stream::WHOLE_BYTES_MAX
+                && let Some(entry) = so_far.entries.pop_front()
+            {
+                out.extend_from_slice(if std::mem::take(&mut so_far.first) { b"{\"data\":[" } else { b"," });
+                let position = entry.position;
+                out.extend_from_slice(format!("{{\"epoch\":{},\"index\":{},\"command\":", position.epoch.0, position.index.0).as_bytes());
+                out.extend_from_slice(command_json(&schema, &entry.command).to_string().as_bytes());
+                out.push(b'}');
+            }
+            if !so_far.entries.is_empty() || so_far.from.is_some() {
+                return Ok((out, Some(so_far)));
+            }
+            out.extend_from_slice(if so_far.first { b"{\"data\":[],\"status\":\"success\"}" } else { b"],\"status\":\"success\"}" });
+            Ok((out, None))
         }
-        let position = entry.position;
-        out.extend_from_slice(format!("{{\"epoch\":{},\"index\":{},\"command\":", position.epoch.0, position.index.0).as_bytes());
-        out.extend_from_slice(command_json(&schema, &entry.command).to_string().as_bytes());
-        out.push(b'}');
     })
-    .await?;
-    out.extend_from_slice(b"],\"status\":\"success\"}");
-    Ok(bytes_response(StatusCode::OK, Bytes::from(out), "application/json"))
+    .await
 }
 
 async fn log_count(State(app): State<App>, request: Request) -> Answer {

@@ -15,7 +15,7 @@ use twinshard_core::{
 };
 
 /// An answer of so many bytes begins to stream. A guess: more than the course's reads of a whole cluster come to.
-const WHOLE_BYTES_MAX: usize = 256 << 10;
+pub(super) const WHOLE_BYTES_MAX: usize = 256 << 10;
 
 /// A page of rows and where the next begins.
 pub(super) struct Page {
@@ -84,26 +84,36 @@ where
     F: Fn(Want) -> Fut + Send + Sync + 'static,
     Fut: Future<Output = Result<Got, ApiError>> + Send,
 {
-    let mut out = Vec::new();
-    let mut state = State { section: 0, first: true, left: limit, next: None, started: false, streams: false };
+    let content_type = format.content_type();
+    let state = State { section: 0, first: true, left: limit, next: None, started: false, streams: false };
+    send(content_type, (format, fetch, tail, state), move |(format, fetch, tail, mut state), streams, mut out| async move {
+        state.streams = streams;
+        let whole = step(&format, sections, &fetch, &tail, &mut state, &mut out).await?;
+        Ok((out, (!whole).then_some((format, fetch, tail, state))))
+    })
+    .await
+}
+
+/// Sends what `step` writes, piece by piece, until it has nothing left to write. It is told whether the answer's beginning is on its way.
+pub(super) async fn send<S, F, Fut>(content_type: &'static str, state: S, step: F) -> Result<Response, ApiError>
+where
+    S: Send + 'static,
+    F: Fn(S, bool, Vec<u8>) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Result<(Vec<u8>, Option<S>), ApiError>> + Send,
+{
+    let (mut out, mut left) = (Vec::new(), Some(state));
     // Small answers are whole, and errors so far have a status code of their own.
-    let mut whole = false;
-    while !whole && out.len() < WHOLE_BYTES_MAX {
-        whole = step(&format, sections, &fetch, &tail, &mut state, &mut out).await?;
+    while let Some(state) = left.take_if(|_| out.len() < WHOLE_BYTES_MAX) {
+        (out, left) = step(state, false, out).await?;
     }
-    let content_type = [(header::CONTENT_TYPE, format.content_type())];
-    if whole {
-        return Ok((content_type, Body::from(out)).into_response());
-    }
-    state.streams = true;
-    let rest = stream::unfold(Some((format, fetch, tail, state)), move |work| async move {
-        let (format, fetch, tail, mut state) = work?;
-        let mut out = Vec::new();
-        match step(&format, sections, &fetch, &tail, &mut state, &mut out).await {
-            Ok(true) => Some((Ok(Bytes::from(out)), None)),
-            Ok(false) => Some((Ok(Bytes::from(out)), Some((format, fetch, tail, state)))),
-            Err(_) => Some((Err(io::Error::other("the answer broke off")), None)),
-        }
+    let content_type = [(header::CONTENT_TYPE, content_type)];
+    let Some(left) = left else { return Ok((content_type, Body::from(out)).into_response()) };
+    let rest = stream::unfold(Some((left, step)), move |work| async move {
+        let (state, step) = work?;
+        Some(match step(state, true, Vec::new()).await {
+            Ok((out, left)) => (Ok(Bytes::from(out)), left.map(|left| (left, step))),
+            Err(_) => (Err(io::Error::other("the answer broke off")), None),
+        })
     });
     let begun = stream::once(std::future::ready(Ok(Bytes::from(out))));
     Ok((content_type, Body::from_stream(futures_util::StreamExt::chain(begun, rest))).into_response())

@@ -1,5 +1,6 @@
 //! The routers with a machine that is played: what a real cluster shows rarely or never.
 
+mod connections;
 mod refusals;
 mod streams;
 
@@ -9,6 +10,7 @@ use crate::{
     handle::{Ask, BalancerHandle, ServerHandle},
     net::TokioNetwork,
 };
+use http_body_util::BodyExt;
 use serde_json::json;
 use std::collections::BTreeMap;
 use tokio::{

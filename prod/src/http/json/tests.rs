@@ -63,7 +63,7 @@ fn numbers_survive_to_the_last_bit() {
         ["0.1", "1e-300", "1.7976931348623157e308", "5e-324", "2.2250738585072014e-308", "0.30000000000000004", "123456789.123456789"]
     {
         let text = format!("{{\"id\":1,\"n\":{number},\"s\":{number},\"f\":{number},\"b\":true}}");
-        let read = row(&schema, &parse(text.as_bytes()).expect("JSON"), 1).expect("a row");
+        let read = row(&schema, &parse(text.as_bytes()).expect("JSON").0, 1).expect("a row");
         let exact: f64 = number.parse().expect("a number");
         for column in ["n", "s", "f"] {
             let back = given_back(&schema, read.clone())[column].as_f64().expect("a number");
@@ -208,7 +208,7 @@ async fn schemas_and_shards_are_checked() {
 
 #[test]
 fn servers_stand_in_the_order_given() {
-    let given = parse(br#"{"zeta":["sh1"],"Server10":null,"Server9":[]}"#).expect("JSON");
+    let (given, _) = parse(br#"{"zeta":["sh1"],"Server10":null,"Server9":[]}"#).expect("JSON");
     let names: Vec<Box<str>> = servers(&given).expect("servers").into_iter().map(|server| server.name).collect();
     assert_eq!(names, ["zeta", "Server10", "Server9"].map(Box::from));
 }
@@ -216,11 +216,11 @@ fn servers_stand_in_the_order_given() {
 #[test]
 fn a_name_that_stands_twice_is_refused_at_any_depth() {
     for text in [r#"{"a":1,"a":1}"#, r#"[{"x":{"b":[],"b":2}}]"#, r#"{"a":{"c":1,"\u0063":2}}"#] {
-        let error = parse(text.as_bytes()).expect_err(text).to_string();
+        let error = parse(text.as_bytes()).expect_err(text).body().to_string();
         assert!(error.contains("stands twice in one object"), "{error}");
     }
     let fine = r#"{"a":{"a":[{"a":1},{"a":-2}]},"b":[null,true,1.5,"x",18446744073709551615]}"#;
-    let read = parse(fine.as_bytes()).expect("JSON");
+    let (read, _) = parse(fine.as_bytes()).expect("JSON");
     assert_eq!(read, serde_json::from_str::<Json>(fine).expect("JSON"));
     assert_eq!(read.to_string(), fine, "in the order given");
     for text in ["", "{", "{}x", "[1,]", "{\"a\":NaN}", "{'a':1}", "\"\u{1}\"", "\"\\ud800\""] {
@@ -269,4 +269,16 @@ fn session_tokens_are_read_back_and_foreign_ones_refused() {
     assert_eq!(asked("stale").expect("known"), Consistency::Stale);
     assert_eq!(consistency(&json!({}), &seen).expect("default"), Consistency::Linearizable);
     assert!(asked("eventual").is_err());
+}
+
+#[test]
+fn values_are_counted_and_too_many_refused_before_they_take_memory() {
+    for (text, count) in [("1", 1), ("{}", 1), (r#"{"a":[1,"b",null],"c":{"d":true}}"#, 7)] {
+        assert_eq!(parse(text.as_bytes()).expect("JSON").1, count, "{text}");
+    }
+    let list = |count: usize| format!("[{}0]", "0,".repeat(count - 2));
+    assert_eq!(parse(list(VALUES_MAX).as_bytes()).expect("JSON").1, VALUES_MAX);
+    let code = |text: &str| parse(text.as_bytes()).expect_err("too many").body()["code"].clone();
+    assert_eq!(code(&list(VALUES_MAX + 1)), "too-many-values");
+    assert_eq!(code(&format!("{}]", list(VALUES_MAX))), "bad-json");
 }

@@ -161,18 +161,33 @@ async fn a_body_that_does_not_come_is_given_up() {
 }
 
 #[tokio::test]
-async fn clients_that_stop_midway_are_let_go() {
+async fn clients_that_stop_midway_are_told_and_let_go() {
     let settings = HttpSettings { read_timeout: Duration::from_millis(100), ..HttpSettings::default() };
-    for (words, answered) in [
-        ("", ""),
-        ("POST /wri", ""),
-        ("POST /write HTTP/1.1\r\nHost: localhost\r\nConte", ""),
-        ("POST /write HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{\"data\":", "HTTP/1.1 408 Request Timeout\r\n"),
+    for (words, status, code) in [
+        ("", "408 Request Timeout", "slow-headers"),
+        ("POST /wri", "408 Request Timeout", "slow-headers"),
+        ("POST /write HTTP/1.1\r\nHost: localhost\r\nConte", "408 Request Timeout", "slow-headers"),
+        ("POST /write HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{\"data\":", "408 Request Timeout", "slow-body"),
+        ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "400 Bad Request", "bad-http"),
     ] {
         let (router, _machine) = played(settings.clone(), |_| None);
         let answer = String::from_utf8(exchange(router, settings.clone(), words.as_bytes()).await).expect("text");
-        assert!(answer.starts_with(answered) && answer.is_empty() == answered.is_empty(), "{words}: {answer}");
-        assert!(answered.is_empty() || answer.contains("\"code\":\"slow-body\""), "{words}: {answer}");
+        let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
+        assert!(head.starts_with(&format!("HTTP/1.1 {status}\r\n")), "{words}: {answer}");
+        assert!(head.to_lowercase().contains(&format!("content-length: {}", body.len())), "{words}: {answer}");
+        let body: Value = serde_json::from_str(body).expect("JSON");
+        assert_eq!((&body["code"], &body["applied"], &body["status"]), (&json!(code), &json!("no"), &json!("failure")), "{words}");
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_was_answered_ends_without_another_word() {
+    let settings = HttpSettings { read_timeout: Duration::from_millis(100), ..HttpSettings::default() };
+    for then in ["", "GET /hea"] {
+        let (router, _machine) = played(settings.clone(), |_| None);
+        let words = format!("GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n{then}");
+        let answer = String::from_utf8(exchange(router, settings.clone(), words.as_bytes()).await).expect("text");
+        assert_eq!((answer.starts_with("HTTP/1.1 200 OK\r\n"), answer.matches("HTTP/1.1").count()), (true, 1), "{answer}");
     }
 }
 
@@ -255,6 +270,22 @@ async fn other_methods_are_told_which_there_are() {
                 let (_, body) = json_of(response).await;
                 assert_eq!((&body["code"], &body["status"]), (&json!("method-not-allowed"), &json!("failure")), "{method} {path}");
             }
+        }
+    }
+}
+
+/// By what routers say that they take.
+#[tokio::test]
+async fn documents_have_the_methods_that_routers_have() {
+    let (balancer, _machine) = played(HttpSettings::default(), |_| None);
+    let (handle, _asks) = ServerHandle::new(watch::channel(None).1, Telemetry::default());
+    let identity = server::ServerIdentity { name: "Server0".into(), number: 0, standalone: None };
+    let server = server::router(handle, identity, HttpSettings::default());
+    for (router, own) in [(&balancer, openapi::BALANCER), (&server, openapi::SERVER)] {
+        for endpoint in own.iter().chain(openapi::EVERY) {
+            let response = ask(router, request("PATCH", &endpoint.path.replace("{server}", "Server0"), Body::empty())).await;
+            let allowed = response.headers()["allow"].to_str().expect("text");
+            assert_eq!((response.status().as_u16(), allowed), (405, endpoint.methods.join(", ").as_str()), "{}", endpoint.path);
         }
     }
 }
