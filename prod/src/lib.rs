@@ -15,6 +15,7 @@ pub mod docker;
 pub mod driver;
 pub mod peer;
 
+mod aside;
 pub mod entropy;
 pub mod net;
 pub mod secret;

@@ -1,13 +1,16 @@
 //! Secrets: 32 random bytes in a file that only its owner can read. That of the cluster never leaves the process: peers prove that they
 //! have it (DESIGN 8). The others are tokens that clients show.
 
-use crate::entropy::{Entropy, keyed};
+use crate::{
+    aside,
+    entropy::{Entropy, keyed},
+};
 use hmac::Mac;
 use http::HeaderValue;
 use std::{
     fmt, fs,
-    io::{self, Read, Write},
-    os::unix::fs::{OpenOptionsExt, PermissionsExt},
+    io::{self, Read},
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
 use thiserror::Error;
@@ -93,19 +96,8 @@ impl Secret {
             Err(source) => return Err(SecretError::Io { path: path.to_owned(), source }),
         }
         let bytes = Entropy::from_system().map_err(SecretError::Entropy)?.bytes();
-        let io = |source| SecretError::Io { path: path.to_owned(), source };
-        // Written aside and linked in place, so that a crash leaves no half secret and of two that start at once one wins.
-        let aside = path.with_extension(format!("new.{}", std::process::id()));
-        let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&aside).map_err(io)?;
-        let text = digits(&bytes) + "\n";
-        let written = file.write_all(text.as_bytes()).and_then(|()| file.sync_all());
-        let linked = written.and_then(|()| fs::hard_link(&aside, path));
-        fs::remove_file(&aside).map_err(io)?;
-        match linked {
-            Ok(()) => Ok(Self(bytes)),
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Self::load(path),
-            Err(source) => Err(io(source)),
-        }
+        let made = aside::create(path, &(digits(&bytes) + "\n"));
+        if made.map_err(|source| SecretError::Io { path: path.to_owned(), source })? { Ok(Self(bytes)) } else { Self::load(path) }
     }
 
     /// As clients show it. The value is marked as one not to be printed.

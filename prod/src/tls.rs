@@ -3,6 +3,7 @@
 //! only nodes have; clients check the name that they asked for.
 
 use crate::{
+    aside,
     net::tls::{TlsConnector, TlsNetwork},
     secret::{SecretError, private_text},
 };
@@ -11,7 +12,7 @@ use rcgen::{
 };
 use std::{
     fs,
-    io::{self, Write},
+    io::{self, Read, Write},
     net::IpAddr,
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
@@ -208,7 +209,12 @@ fn alternative(name: &str) -> Result<SanType, TlsError> {
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let text = fs::read(path).map_err(|source| TlsError::Io { path: path.to_owned(), source })?;
+    let mut text = Vec::new();
+    let read = fs::File::open(path).and_then(|file| file.take(FILE_BYTES_MAX + 1).read_to_end(&mut text));
+    let read = read.map_err(|source| TlsError::Io { path: path.to_owned(), source })?;
+    if read as u64 > FILE_BYTES_MAX {
+        return Err(TlsError::Bad { path: path.to_owned(), reason: format!("it has more than {FILE_BYTES_MAX} bytes") });
+    }
     let found: Result<_, _> = CertificateDer::pem_slice_iter(&text).collect();
     found.map_err(|error| TlsError::Bad { path: path.to_owned(), reason: format!("not certificates: {error}") })
 }
@@ -220,8 +226,8 @@ fn create(dir: &Path) -> Result<(), TlsError> {
     params.distinguished_name.push(DnType::CommonName, "Twinshard cluster");
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     let authority = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
-    let drawn = getrandom::u64().map_err(SecretError::Entropy)?;
-    let aside = dir.with_extension(format!("new.{drawn:016x}"));
+    let failed = |source| TlsError::Io { path: dir.to_owned(), source };
+    let aside = aside::beside(dir).map_err(failed)?;
     let made = (|| {
         fs::DirBuilder::new().mode(0o755).create(&aside)?;
         for (name, mode, text) in [(CERTIFICATE, 0o644, authority.pem()), (KEY, 0o600, authority.key().serialize_pem())] {
@@ -230,13 +236,22 @@ fn create(dir: &Path) -> Result<(), TlsError> {
             file.sync_all()?;
         }
         fs::File::open(&aside)?.sync_all()?;
-        match fs::rename(&aside, dir) {
-            // Somebody else was quicker: theirs it is.
-            Err(_) if dir.join(KEY).exists() => fs::remove_dir_all(&aside),
-            renamed => renamed,
-        }
+        fs::rename(&aside, dir)
     })();
-    made.map_err(|source| TlsError::Io { path: dir.to_owned(), source })
+    match made {
+        Ok(()) => Ok(()),
+        Err(source) => {
+            // A key that nobody uses is not left lying about.
+            match fs::remove_dir_all(&aside) {
+                Err(left) if left.kind() != io::ErrorKind::NotFound => {
+                    return Err(TlsError::Io { path: aside, source: left });
+                }
+                Ok(()) | Err(_) => {}
+            }
+            // Somebody else was quicker: theirs it is.
+            if dir.join(KEY).exists() { Ok(()) } else { Err(failed(source)) }
+        }
+    }
 }
 
 /// Takes a certificate of the authority that has the name of a node: one that it gave to somebody else opens nothing.

@@ -23,8 +23,9 @@ pub use tokio_rustls::TlsConnector;
 /// The first byte of every TLS connection: a record of the handshake (RFC 8446, 5.1).
 const HANDSHAKE: u8 = 22;
 /// The answer to who speaks HTTP where HTTPS is spoken.
-const NOT_TLS: &[u8] = b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: 119\r\n\r\n\
-{\"message\":\"<Error> This port speaks TLS: use https:// and trust the cluster's ca.pem\",\"status\":\"failure\",\"code\":\"tls\"}";
+const NOT_TLS: &[u8] = b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: 195\r\n\r\n\
+{\"message\":\"<Error> This port speaks TLS: use https:// and trust the cluster's ca.pem\",\
+\"status\":\"failure\",\"code\":\"tls\",\"applied\":\"no\",\"retryable\":false,\"hint\":\"use https://; nothing was changed\"}";
 
 /// A network, in TLS if it was made so.
 #[derive(Clone, Default)]

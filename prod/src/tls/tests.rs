@@ -114,7 +114,8 @@ async fn who_speaks_no_tls_is_told_so_and_who_says_nothing_holds_up_nobody() {
     let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
     assert!(head.starts_with("HTTP/1.1 400 ") && head.contains(&format!("content-length: {}", body.len())), "{answer}");
     let body: serde_json::Value = serde_json::from_str(body).expect("JSON");
-    assert_eq!(body["code"], "tls");
+    assert_eq!((&body["code"], &body["applied"], &body["retryable"]), (&"tls".into(), &"no".into(), &false.into()));
+    assert!(body["hint"].is_string());
     drop(client);
     assert_eq!(serve.await.expect("a task").expect("an end"), b"", "nothing of it reaches the reader");
 }
@@ -142,6 +143,25 @@ fn an_authority_that_is_not_whole_is_refused() {
     assert!(load().is_err_and(|error| error.contains("no certificate")));
     fs::remove_file(tls.join(CERTIFICATE)).expect("removed");
     assert!(load().is_err_and(|error| error.contains("ca.pem")));
+}
+
+#[test]
+fn an_authority_that_cannot_be_put_in_place_leaves_no_key_behind() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let tls = dir.path().join("tls");
+    fs::create_dir(&tls).expect("made");
+    fs::write(tls.join("other"), "").expect("written");
+    assert!(create(&tls).is_err(), "the directory is another's");
+    let left: Vec<_> = fs::read_dir(dir.path()).expect("there").map(|entry| entry.expect("an entry").file_name()).collect();
+    assert_eq!(left, ["tls"]);
+}
+
+#[test]
+fn a_certificate_that_has_no_end_is_not_read_to_it() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = dir.path().join("ca.pem");
+    fs::File::create(&file).expect("made").set_len(FILE_BYTES_MAX + 1).expect("grown");
+    assert!(certificates(&file).is_err_and(|error| error.to_string().contains("more than")));
 }
 
 /// A certificate that is nobody's authority, as one that was bought for a host.
