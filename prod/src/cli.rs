@@ -11,6 +11,7 @@ mod deploy;
 mod events;
 mod healthcheck;
 mod load;
+mod logs;
 mod nodes;
 mod operators;
 mod purge;
@@ -27,6 +28,7 @@ mod up;
 use clap::{Parser, Subcommand};
 use std::{
     fmt,
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -72,12 +74,30 @@ enum Command {
     Healthcheck(healthcheck::Healthcheck),
     Config(config::Config),
     #[cfg(feature = "docker")]
+    #[command(
+        // It has them in a volume.
+        mut_arg("tokens", |arg| arg.hide(true)),
+        mut_arg("ca", |arg| arg.hide(true)),
+        mut_arg("auth", |arg| arg.help("Whether clients must show a token; left out, off: nodes listen within the deployment's own network"))
+    )]
     Deploy(deploy::Deploy),
     #[cfg(feature = "docker")]
     Undeploy(undeploy::Undeploy),
     #[cfg(feature = "docker")]
     Restart(deploy::Restart),
     Recover(recover::Recover),
+}
+
+impl Command {
+    /// Refuses settings that contradict each other, as running it would.
+    fn check(&self) -> Result<(), Failure> {
+        match self {
+            Self::Up(up) => up.check(),
+            Self::Balancer(balancer) => balancer.check(),
+            Self::Server(server) => server.check(),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// Why a command failed, in words for the person who ran it. Exit code 1, or 2 for its usage.
@@ -180,18 +200,13 @@ fn end_with_the_reader() {
     }));
 }
 
+/// Makes a directory, and those above it, for its owner only. One that is there stays as it is.
 fn make_dir(dir: &Path) -> Result<(), Failure> {
-    std::fs::create_dir_all(dir).map_err(|error| Failure::new(format!("could not make {}: {error}", dir.display())))
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
+    made.map_err(|error| Failure::new(format!("could not make {}: {error}", dir.display())))
 }
 
-/// What is logged: a filter of tracing-subscriber (default `info`).
+/// The variable with [`logs::LogArgs::log`], for every command that logs.
 const LOG: &str = "TWINSHARD_LOG";
-/// How: `json` for a JSON object a line.
+/// The one with [`logs::LogArgs::log_format`].
 const LOG_FORMAT: &str = "TWINSHARD_LOG_FORMAT";
-
-/// Logs to standard error as [`LOG`] and [`LOG_FORMAT`] say.
-fn log_to_stderr() {
-    let filter = tracing_subscriber::EnvFilter::try_from_env(LOG).unwrap_or_else(|_| "info".into());
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
-    if std::env::var_os(LOG_FORMAT).is_some_and(|format| format == "json") { log.json().flatten_event(true).init() } else { log.init() }
-}

@@ -158,6 +158,55 @@ fn status_and_bench_tell_what_there_is() {
     assert_eq!((code, &serde_json::from_str::<Value>(&printed).unwrap()["N"]), (0, &json!(6)));
 }
 
+/// Those who run nodes by hand have such variables, which would make other nodes of the children of `up`.
+#[test]
+fn settings_of_nodes_in_the_environment_are_not_for_the_children_of_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("settings.toml");
+    std::fs::write(&file, "[up]\nlog = \"warn\"\n[server]\nstandalone = true\n[balancer]\nrole = \"router\"\n").unwrap();
+    let environment = [
+        ("TWINSHARD_CONFIG", file.to_str().unwrap()),
+        ("TWINSHARD_SERVER_STANDALONE", "1"),
+        ("TWINSHARD_SERVER_TLS", "yes"),
+        ("TWINSHARD_SERVER_PORT", "1"),
+        ("TWINSHARD_BALANCER_ROLE", "router"),
+        ("TWINSHARD_BALANCER_TLS", "true"),
+    ];
+    let data = dir.path().join("data");
+    let up = Up::start_under(&data, &[], &environment);
+    let api = Api::of(&up);
+    api.ok("POST", "/init", init());
+    api.ok("POST", "/write", json!({ "data": [row(1, "here")] }));
+    assert_eq!(api.read(0, 10), [row(1, "here")]);
+    let mode = |path: &Path| std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(path).unwrap().permissions()) & 0o777;
+    assert_eq!(mode(&data), 0o700, "the directory is for its owner only");
+}
+
+#[test]
+fn what_config_shows_is_what_would_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("settings.toml");
+    std::fs::write(&file, "[up]\nport = 5001\nbalancers = 2\ntls = false\n").unwrap();
+    let mut show = Command::new(production_binary());
+    show.args(["--config", file.to_str().unwrap(), "config", "show", "up"]).stdin(Stdio::null());
+    show.env("TWINSHARD_UP_PORT", "5002").env("TWINSHARD_UP_TLS", "yes").env("TWINSHARD_UP_TLS_NAME", "a.example,b.example");
+    let output = show.env("TWINSHARD_LOG", "warn").output().unwrap();
+    let (shown, said) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+    for line in [
+        "port = 5002  # set in the environment, TWINSHARD_UP_PORT",
+        "balancers = 2  # set in the file",
+        "tls = true  # set in the environment, TWINSHARD_UP_TLS",
+        "tls-name = [\"a.example\", \"b.example\"]  # set in the environment, TWINSHARD_UP_TLS_NAME",
+        "log = \"warn\"  # set in the environment, TWINSHARD_LOG",
+    ] {
+        assert!(shown.lines().any(|shown| shown == line), "{line} is not in\n{shown}{said}");
+    }
+
+    std::fs::write(&file, "[up]\nbind = \"0.0.0.0\"\n").unwrap();
+    let (code, _, said) = run(&["config", "check", file.to_str().unwrap()]);
+    assert_eq!((code, said.contains(":1:2: [up]: 0.0.0.0 is not a loopback address")), (2, true), "{said}");
+}
+
 /// Connects, says this, and waits until the other end hangs up.
 fn say(address: &str, words: &[u8]) {
     let mut stream = TcpStream::connect(address).unwrap();

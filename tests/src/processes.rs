@@ -65,11 +65,16 @@ impl Up {
 
     /// The level is the one that its own nodes log at, too.
     pub(crate) fn start_logging(dir: &Path, flags: &[&str], level: &str) -> Self {
+        Self::start_under(dir, flags, &[("TWINSHARD_LOG", level)])
+    }
+
+    /// With these variables in its environment.
+    pub(crate) fn start_under(dir: &Path, flags: &[&str], environment: &[(&str, &str)]) -> Self {
         let mut child = Command::new(production_binary())
             .args(["up", "--port", "0", "--dir"])
             .arg(dir)
             .args(flags)
-            .env("TWINSHARD_LOG", level)
+            .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::inherit())

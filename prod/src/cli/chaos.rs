@@ -5,7 +5,7 @@ mod ground;
 mod live;
 mod strike;
 
-use super::{Failure, log_to_stderr, up::LocalCluster};
+use super::{Failure, logs::LogArgs, up::LocalCluster};
 use crate::{
     cli::nodes::PolicyArg,
     secret::Secret,
@@ -88,7 +88,7 @@ impl Chaos {
             #[cfg(not(feature = "docker"))]
             Some(name) => return Err(Failure::usage(format!("{name}: Docker is not built into this program"))),
             None => {
-                log_to_stderr();
+                LogArgs::of_environment()?.start()?;
                 let dir = tempfile_dir()?;
                 let balancers = u16::try_from(scenario.topology.balancers.max(1)).unwrap_or(u16::MAX);
                 let cluster = LocalCluster::start(&dir.0, Ipv4Addr::LOCALHOST.into(), 0, balancers, PolicyArg::Ring).await?;

@@ -3,9 +3,14 @@
 //! that before the file, that before the default.
 
 use super::{Cli, Failure};
-use clap::{Arg, ArgAction, Args, Command, CommandFactory, FromArgMatches, Subcommand, error::ErrorKind, parser::ValueSource};
+use clap::{
+    Arg, ArgAction, Args, Command, CommandFactory, FromArgMatches, Subcommand,
+    builder::BoolishValueParser,
+    error::{ContextKind, ContextValue, ErrorKind},
+    parser::ValueSource,
+};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     ffi::OsString,
     fmt::Write,
     path::{Path, PathBuf},
@@ -17,6 +22,8 @@ use toml::{
 
 /// The commands that have settings.
 const COMMANDS: &[&str] = &["up", "balancer", "server", "deploy"];
+/// The flag of a node that a supervisor runs.
+const CHILD: &str = "--child";
 /// The largest file that is read.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 /// How like a known name an unknown one must be to be taken for it.
@@ -57,12 +64,12 @@ impl Config {
     pub fn run(self, file: Option<&Path>) -> Result<(), Failure> {
         match self.what {
             What::Check { file } => {
-                let settings = load(&file)?;
+                let settings = load(&file, Extent::Together)?;
                 let count: usize = settings.values().map(BTreeMap::len).sum();
                 println!("{}: {count} settings, all of them good", file.display());
             }
             What::Show { command } => {
-                let settings = file.map(load).transpose()?.unwrap_or_default();
+                let settings = file.map(|file| load(file, Extent::Each)).transpose()?.unwrap_or_default();
                 let wanted = COMMANDS.iter().filter(|name| command.as_ref().is_none_or(|wanted| wanted == *name));
                 for name in wanted {
                     print!("{}", shown(name, &settings)?);
@@ -73,8 +80,17 @@ impl Config {
     }
 }
 
-/// By command, by key: the value as a flag takes it; nothing for a flag without one.
-type Settings = BTreeMap<String, BTreeMap<String, Option<String>>>;
+/// By command, by key: the flags that say the same; none for a switch that is off.
+type Settings = BTreeMap<String, BTreeMap<String, Vec<OsString>>>;
+
+/// How much of a file is to be right.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Extent {
+    /// Every setting. What they lack, or contradict, flags and the environment may mend.
+    Each,
+    /// And those of a command with each other.
+    Together,
+}
 
 /// What is wrong in a file, and where.
 #[derive(Debug, PartialEq, Eq)]
@@ -88,36 +104,65 @@ struct Mistake {
 ///
 /// # Errors
 /// If the file has mistakes. Wrong arguments end the program with their own message.
-pub(super) fn parse(words: Vec<OsString>) -> Result<Cli, Failure> {
-    let command = with_environment(Cli::command());
-    let mut words = words;
-    if let Ok(matches) = command.clone().ignore_errors(true).try_get_matches_from(&words)
-        && let Some(file) = matches.get_one::<PathBuf>("config")
-        && let Some((name, given)) = matches.subcommand()
-        && COMMANDS.contains(&name)
-    {
-        let settings = load(file)?;
-        let says = |id: &str| matches!(given.value_source(id), Some(ValueSource::CommandLine | ValueSource::EnvVariable));
-        for (key, value) in settings.get(name).into_iter().flatten().filter(|(key, _)| !says(&id_of(&command, name, key))) {
-            words.push(flag(key, value.as_deref()));
+pub(super) fn parse(mut words: Vec<OsString>) -> Result<Cli, Failure> {
+    let mut command = Cli::command();
+    // What a supervisor tells its child is all there is.
+    if words.iter().all(|word| word != CHILD) {
+        let said = given(&command, &words);
+        command = with_environment(command, &said);
+        if let Ok(matches) = command.clone().ignore_errors(true).try_get_matches_from(&words)
+            && let Some(file) = matches.get_one::<PathBuf>("config")
+            && let Some(name) = matches.subcommand_name().filter(|name| COMMANDS.contains(name))
+        {
+            words.extend(left_to_say(&command, name, &words, &load(file, Extent::Each)?));
         }
     }
     let matches = command.try_get_matches_from(words).unwrap_or_else(|error| error.exit());
     Cli::from_arg_matches(&matches).map_err(|error| Failure::usage(error.to_string()))
 }
 
-fn flag(key: &str, value: Option<&str>) -> OsString {
-    value.map_or_else(|| format!("--{key}"), |value| format!("--{key}={value}")).into()
+/// The flags of the command that these words, and what environment it has, give.
+fn given(command: &Command, words: &[OsString]) -> BTreeSet<String> {
+    let Ok(matches) = command.clone().ignore_errors(true).try_get_matches_from(words) else { return BTreeSet::new() };
+    let Some((_, given)) = matches.subcommand() else { return BTreeSet::new() };
+    let says = |id: &str| matches!(given.value_source(id), Some(ValueSource::CommandLine | ValueSource::EnvVariable));
+    given.ids().map(clap::Id::as_str).filter(|id| says(id)).map(str::to_owned).collect()
 }
 
-/// Every setting may come from the environment: `TWINSHARD_UP_PORT` is --port of `twinshard up`.
-fn with_environment(command: Command) -> Command {
+/// What the file has to say to a command where these words and the environment do not.
+fn left_to_say(command: &Command, name: &str, words: &[OsString], settings: &Settings) -> Vec<OsString> {
+    let (said, known) = (given(command, words), command.find_subcommand(name));
+    let is_left = |key: &str| {
+        known.is_some_and(|known| known.get_arguments().any(|arg| arg.get_long() == Some(key) && !is_beaten(known, &said, arg)))
+    };
+    settings.get(name).into_iter().flatten().filter(|(key, _)| is_left(key)).flat_map(|(_, flags)| flags.iter().cloned()).collect()
+}
+
+/// Whether a flag was said already, or one that contradicts it.
+fn is_beaten(known: &Command, said: &BTreeSet<String>, arg: &Arg) -> bool {
+    let contradicts = |one, other: &Arg| known.get_arg_conflicts_with(one).iter().any(|found| found.get_id() == other.get_id());
+    known
+        .get_arguments()
+        .filter(|other| said.contains(other.get_id().as_str()))
+        .any(|other| other.get_id() == arg.get_id() || contradicts(other, arg) || contradicts(arg, other))
+}
+
+fn flag(key: &str, value: &str) -> OsString {
+    format!("--{key}={value}").into()
+}
+
+/// Every setting that was not said may come from the environment: `TWINSHARD_UP_PORT` is --port of `twinshard up`.
+fn with_environment(command: Command, said: &BTreeSet<String>) -> Command {
     COMMANDS.iter().fold(command, |command, name| {
         if command.find_subcommand(name).is_none() {
             return command; // Left out of this build.
         }
         command.mut_subcommand(name, |command| {
-            command.mut_args(|arg| match environment_of(name, &arg) {
+            let known = command.clone();
+            command.mut_args(|arg| match environment_of(name, &arg).filter(|_| !is_beaten(&known, said, &arg)) {
+                Some(variable) if matches!(arg.get_action(), ArgAction::SetTrue) => {
+                    arg.env(variable).hide_env(true).value_parser(BoolishValueParser::new())
+                }
                 Some(variable) => arg.env(variable).hide_env(true),
                 None => arg,
             })
@@ -125,35 +170,32 @@ fn with_environment(command: Command) -> Command {
     })
 }
 
+/// That of all commands where there is one, else the command's own.
 fn environment_of(command: &str, arg: &Arg) -> Option<String> {
     let long = arg.get_long().filter(|_| is_setting(arg))?;
-    Some(format!("TWINSHARD_{command}_{long}").to_uppercase().replace('-', "_"))
+    let own = || format!("TWINSHARD_{command}_{long}").to_uppercase().replace('-', "_");
+    Some(arg.get_env().map_or_else(own, |of_all| of_all.to_string_lossy().into_owned()))
 }
 
 fn is_setting(arg: &Arg) -> bool {
     !arg.is_hide_set() && arg.get_long().is_some_and(|long| !["help", "version", "config"].contains(&long))
 }
 
-fn id_of(command: &Command, name: &str, key: &str) -> String {
-    let args = command.find_subcommand(name).into_iter().flat_map(Command::get_arguments);
-    args.filter(|arg| arg.get_long() == Some(key)).map(|arg| arg.get_id().to_string()).next().unwrap_or_default()
-}
-
-fn load(file: &Path) -> Result<Settings, Failure> {
+fn load(file: &Path, extent: Extent) -> Result<Settings, Failure> {
     let failed = |error: &dyn std::fmt::Display| Failure::usage(format!("could not read {}: {error}", file.display()));
     let size = std::fs::metadata(file).map_err(|error| failed(&error))?.len();
     if size > FILE_BYTES_MAX {
         return Err(failed(&format!("it has {size} bytes; a file of settings has at most {FILE_BYTES_MAX}")));
     }
     let text = std::fs::read_to_string(file).map_err(|error| failed(&error))?;
-    checked(&text).map_err(|mistakes| {
+    checked(&text, extent).map_err(|mistakes| {
         let lines = mistakes.iter().map(|mistake| format!("{}:{}:{}: {}", file.display(), mistake.line, mistake.column, mistake.words));
         Failure::usage(lines.collect::<Vec<_>>().join("\n"))
     })
 }
 
 /// The settings, or every mistake in the order of the text.
-fn checked(text: &str) -> Result<Settings, Vec<Mistake>> {
+fn checked(text: &str, extent: Extent) -> Result<Settings, Vec<Mistake>> {
     let at = |offset: usize, words: String| {
         let before = &text[..offset.min(text.len())];
         let line = before.matches('\n').count() + 1;
@@ -171,56 +213,88 @@ fn checked(text: &str) -> Result<Settings, Vec<Mistake>> {
             mistakes.push(at(place, unknown("command with settings", name, COMMANDS.iter().copied())));
             continue;
         };
+        let mistakes_before = mistakes.len();
         for (key, value) in table {
             match setting(&command, known, key.get_ref().as_ref(), value) {
                 Ok(found) => drop(settings.entry(name.to_owned()).or_default().insert(key.get_ref().to_string(), found)),
                 Err((is_key, words)) => mistakes.push(at(if is_key { key.span().start } else { value.span().start }, words)),
             }
         }
+        if extent == Extent::Together
+            && mistakes.len() == mistakes_before
+            && let Some(words) = settings.get(name).and_then(|table| contradiction(&command, name, table))
+        {
+            mistakes.push(at(place, format!("[{name}]: {words}")));
+        }
     }
     mistakes.sort_by_key(|mistake| (mistake.line, mistake.column));
-    if mistakes.is_empty() {
-        // `off = false` says nothing.
-        settings.values_mut().for_each(|table| table.retain(|_, value| value.as_deref() != Some(UNSET)));
-        Ok(settings)
-    } else {
-        Err(mistakes)
-    }
+    if mistakes.is_empty() { Ok(settings) } else { Err(mistakes) }
 }
 
-/// Stands for a flag that is not given.
-const UNSET: &str = "\0";
-
-/// One setting as a flag takes it, or whether its key is wrong and what to say.
-fn setting(program: &Command, command: &Command, key: &str, value: &Spanned<DeValue<'_>>) -> Result<Option<String>, (bool, String)> {
+/// One setting as flags, or whether its key is wrong and what to say.
+fn setting(program: &Command, command: &Command, key: &str, value: &Spanned<DeValue<'_>>) -> Result<Vec<OsString>, (bool, String)> {
     let Some(arg) = command.get_arguments().find(|arg| is_setting(arg) && arg.get_long() == Some(key)) else {
         let known = command.get_arguments().filter(|arg| is_setting(arg)).filter_map(Arg::get_long);
         return Err((true, unknown(&format!("setting of `{}`", command.get_name()), key, known)));
     };
-    let is_switch = matches!(arg.get_action(), ArgAction::SetTrue);
-    let value = match value.get_ref() {
-        DeValue::Boolean(true) if is_switch => return Ok(None),
-        DeValue::Boolean(false) if is_switch => return Ok(Some(UNSET.to_owned())),
-        _ if is_switch => return Err((false, format!("'{key}' is true or false"))),
-        DeValue::String(text) => text.to_string(),
-        DeValue::Integer(number) => match i128::from_str_radix(number.as_str(), number.radix()) {
-            Ok(number) => number.to_string(),
-            Err(error) => return Err((false, format!("'{key}': {error}"))),
-        },
-        DeValue::Float(number) => number.as_str().to_owned(),
-        DeValue::Boolean(_) | DeValue::Datetime(_) | DeValue::Array(_) | DeValue::Table(_) => {
-            return Err((false, format!("'{key}' is a text or a number")));
-        }
+    let flags = match (arg.get_action(), value.get_ref()) {
+        (ArgAction::SetTrue, DeValue::Boolean(true)) => vec![format!("--{key}").into()],
+        (ArgAction::SetTrue, DeValue::Boolean(false)) => vec![],
+        (ArgAction::SetTrue, _) => return Err((false, format!("'{key}' is true or false"))),
+        (ArgAction::Append, DeValue::Array(items)) => items
+            .iter()
+            .map(|item| Ok(flag(key, &scalar(key, item.get_ref())?)))
+            .collect::<Result<_, _>>()
+            .map_err(|words| (false, words))?,
+        (_, value) => vec![flag(key, &scalar(key, value).map_err(|words| (false, words))?)],
     };
-    let words = [OsString::from(program.get_name()), command.get_name().into(), flag(key, Some(&value))];
-    match program.clone().try_get_matches_from(words) {
-        Err(error) if matches!(error.kind(), ErrorKind::InvalidValue | ErrorKind::ValueValidation) => {
-            let words = error.to_string();
-            let words = words.trim_start_matches("error: ").split("\n\n").next().unwrap_or_default();
-            Err((false, words.lines().map(str::trim).collect::<Vec<_>>().join(" ")))
-        }
+    match run(program, command.get_name(), &flags) {
+        Err(error) if matches!(error.kind(), ErrorKind::InvalidValue | ErrorKind::ValueValidation) => Err((false, in_a_line(&error))),
         // That others are missing beside it does not matter.
-        Ok(_) | Err(_) => Ok(Some(value)),
+        Ok(_) | Err(_) => Ok(flags),
+    }
+}
+
+/// A value as it stands on the command line.
+fn scalar(key: &str, value: &DeValue<'_>) -> Result<String, String> {
+    match value {
+        DeValue::String(text) => Ok(text.to_string()),
+        DeValue::Integer(number) => i128::from_str_radix(number.as_str(), number.radix())
+            .map(|number| number.to_string())
+            .map_err(|error| format!("'{key}': {error}")),
+        DeValue::Float(number) => Ok(number.as_str().to_owned()),
+        DeValue::Boolean(_) | DeValue::Datetime(_) | DeValue::Array(_) | DeValue::Table(_) => Err(format!("'{key}' is a text or a number")),
+    }
+}
+
+fn run(program: &Command, name: &str, flags: &[OsString]) -> Result<clap::ArgMatches, clap::Error> {
+    let words = [program.get_name(), name].map(OsString::from);
+    program.clone().try_get_matches_from(words.iter().chain(flags))
+}
+
+fn in_a_line(error: &clap::Error) -> String {
+    let words = error.to_string();
+    let words = words.trim_start_matches("error: ").split("\n\n").next().unwrap_or_default();
+    words.lines().map(str::trim).collect::<Vec<_>>().join(" ")
+}
+
+/// Why a command would not start with these settings, each of which is good, and with what it cannot do without.
+fn contradiction(program: &Command, name: &str, table: &BTreeMap<String, Vec<OsString>>) -> Option<String> {
+    let needed = match run(program, name, &[]) {
+        Err(error) if error.kind() == ErrorKind::MissingRequiredArgument => match error.get(ContextKind::InvalidArg) {
+            Some(ContextValue::Strings(flags)) => flags.clone(),
+            Some(_) | None => vec![],
+        },
+        Ok(_) | Err(_) => vec![],
+    };
+    let needed = needed.iter().filter_map(|flag| flag.strip_prefix("--")?.split(' ').next());
+    // A directory, a file and the id of a cluster can be 0.
+    let stand_ins = needed.filter(|key| !table.contains_key(*key)).map(|key| flag(key, "0"));
+    let flags: Vec<OsString> = table.values().flatten().cloned().chain(stand_ins).collect();
+    let checked = run(program, name, &flags).and_then(|matches| Cli::from_arg_matches(&matches));
+    match checked {
+        Ok(cli) => cli.command.check().err().map(|failure| failure.to_string()),
+        Err(error) => Some(in_a_line(&error)),
     }
 }
 
@@ -235,11 +309,10 @@ fn unknown<'a>(kind: &str, name: &str, known: impl Iterator<Item = &'a str>) -> 
 
 /// The settings of a command as a file.
 fn shown(name: &str, settings: &Settings) -> Result<String, Failure> {
-    let command = with_environment(Cli::command()).ignore_errors(true);
+    let command = with_environment(Cli::command(), &BTreeSet::new()).ignore_errors(true);
     let Some(known) = command.find_subcommand(name) else { return Ok(String::new()) };
     let mut words: Vec<OsString> = vec![command.get_name().into(), name.into()];
-    let empty = BTreeMap::new();
-    words.extend(settings.get(name).unwrap_or(&empty).iter().map(|(key, value)| flag(key, value.as_deref())));
+    words.extend(left_to_say(&command, name, &words, settings));
     let matches = command.clone().try_get_matches_from(words).map_err(|error| Failure::usage(error.to_string()))?;
     let Some((_, matches)) = matches.subcommand() else { return Ok(String::new()) };
     let about = known.get_about().map(ToString::to_string).unwrap_or_default();
@@ -254,10 +327,12 @@ fn shown(name: &str, settings: &Settings) -> Result<String, Failure> {
         let allowed = if allowed.is_empty() { String::new() } else { format!(" ({})", allowed.join(", ")) };
         // Writing to a String cannot fail.
         let _ = writeln!(out, "\n# {}{allowed}", help.replace('\n', "\n# "));
-        let raw = matches.get_raw(id).and_then(|mut values| values.next()).map(|value| value.to_string_lossy().into_owned());
-        let value = match (arg.get_action(), raw) {
+        let raw = matches.get_raw(id).into_iter().flatten().map(|value| value.to_string_lossy().into_owned());
+        let raw: Vec<String> = raw.map(|raw| if raw.parse::<i64>().is_ok() { raw } else { toml::Value::String(raw).to_string() }).collect();
+        let value = match (arg.get_action(), raw.first()) {
             (ArgAction::SetTrue, _) => Some(matches.get_flag(id).to_string()),
-            (_, raw) => raw.map(|raw| if raw.parse::<i64>().is_ok() { raw } else { toml::Value::String(raw).to_string() }),
+            (ArgAction::Append, Some(_)) => Some(format!("[{}]", raw.join(", "))),
+            (_, first) => first.cloned(),
         };
         let source = match matches.value_source(id) {
             Some(ValueSource::CommandLine) => "set in the file".to_owned(),
@@ -279,7 +354,7 @@ mod tests {
     use super::*;
 
     fn mistakes(text: &str) -> Vec<(usize, usize, String)> {
-        checked(text).err().into_iter().flatten().map(|mistake| (mistake.line, mistake.column, mistake.words)).collect()
+        checked(text, Extent::Together).err().into_iter().flatten().map(|mistake| (mistake.line, mistake.column, mistake.words)).collect()
     }
 
     #[test]
@@ -320,9 +395,64 @@ mod tests {
     }
 
     #[test]
+    fn what_contradicts_itself_is_a_mistake_of_the_table() {
+        for (text, words) in [
+            ("ca = \"/there\"", "--tls"),
+            ("tls-name = \"a\"", "--tls"),
+            ("suspect-after = 2000\nreplace-after = 1000", "--replace-after is less than --suspect-after"),
+            ("bind = \"0.0.0.0\"", "say --auth required"),
+            ("bind = \"0.0.0.0\"\nauth = \"off\"", ""),
+            ("tls = true\nca = \"/there\"", ""),
+        ] {
+            let found = mistakes(&format!("\n[up]\n{text}\n"));
+            let expected = if words.is_empty() { vec![] } else { vec![(2, 2)] };
+            assert_eq!(found.iter().map(|(line, column, _)| (*line, *column)).collect::<Vec<_>>(), expected, "{text}: {found:?}");
+            assert!(found.iter().all(|(_, _, said)| said.contains(words)), "{text}: {found:?}");
+            // What is lacking may come from elsewhere.
+            assert!(checked(&format!("[up]\n{text}\n"), Extent::Each).is_ok(), "{text}");
+        }
+        for (text, words) in [
+            ("[balancer]\nlisten = \"0.0.0.0:1\"", "--auth required"),
+            ("[balancer]\nrole = \"router\"", "leave --role out"),
+            ("[balancer]\nregister = \"mysql\"\nprovisioner = \"process\"", "--provisioner docker"),
+            ("[server]\npeer-listen = \"10.0.0.1:1\"", "--auth required"),
+            ("[server]\nport = 1\nlisten = \"127.0.0.1:1\"", "cannot be used with"),
+            ("[deploy]\ntokens = \"/there\"", "no setting of `deploy`"),
+        ] {
+            let found = mistakes(text);
+            assert!(found.len() == 1 && found[0].2.contains(words), "{text}: {found:?}");
+        }
+        for text in ["[balancer]\nlisten = \"127.0.0.1:1\"", "[server]\nstandalone = true", "[server]\nid = 2\ncluster = \"00\""] {
+            assert_eq!(mistakes(text), [], "what only flags can say is not missing");
+        }
+    }
+
+    #[test]
+    fn a_list_is_a_list_in_a_file_and_a_flag_goes_before_what_contradicts_it() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let path = file.path().to_str().expect("text");
+        let server = |more: &[&str]| {
+            let words = ["twinshard", "--config", path, "server", "--standalone"].iter().chain(more).map(OsString::from).collect();
+            let super::super::Command::Server(server) = parse(words).expect("parses").command else { panic!() };
+            format!("{server:?}")
+        };
+        for names in ["[\"a.example\", \"10.0.0.1\"]", "\"a.example,10.0.0.1\""] {
+            let text = format!("[server]\nlisten = \"127.0.0.1:5001\"\ntls = true\ntls-name = {names}\n");
+            std::fs::write(file.path(), &text).expect("written");
+            let said = server(&[]);
+            assert!(said.contains("listen: Some(127.0.0.1:5001)") && said.contains("tls_name: [\"a.example\", \"10.0.0.1\"]"), "{said}");
+            let said = server(&["--port", "5002", "--tls-name", "b.example"]);
+            assert!(said.contains("listen: None, port: Some(5002)") && said.contains("tls_name: [\"b.example\"]"), "{said}");
+            let again = shown("server", &checked(&text, Extent::Together).expect("good")).expect("shown");
+            assert!(again.contains("\ntls-name = [\"a.example\", \"10.0.0.1\"]  # set in the file\n"), "{again}");
+        }
+        assert!(mistakes("[server]\ntls = true\ntls-name = [true]\n")[0].2.contains("'tls-name' is a text or a number"));
+    }
+
+    #[test]
     fn what_is_shown_is_a_file_that_says_the_same() {
         let all: String = COMMANDS.iter().map(|name| shown(name, &Settings::new()).expect("shown")).collect();
-        let settings = checked(&all).expect("no mistakes");
+        let settings = checked(&all, Extent::Together).expect("no mistakes");
         let again: String = COMMANDS.iter().map(|name| shown(name, &settings).expect("shown")).collect();
         assert_eq!(again.replace("# set in the file", "# the default"), all);
         let documented = include_str!("../../../docs/twinshard.toml");

@@ -183,7 +183,8 @@ impl Choices {
             ("--replace-after", &replace_after),
         ];
         let own = own.into_iter().flat_map(|(flag, value)| [flag.into(), value.into()]);
-        own.chain(self.serving.words(dir)).collect()
+        let quiet = self.is_quiet && self.serving.log.log.is_none() && std::env::var_os(super::LOG).is_none();
+        own.chain(self.serving.words(dir)).chain(quiet.then(|| "--log=error".into())).collect()
     }
 
     /// Refuses what contradicts itself, for nodes that listen there.
@@ -290,13 +291,35 @@ pub struct BalancerCommand {
 }
 
 impl BalancerCommand {
+    /// Refuses what contradicts itself.
+    ///
+    /// # Errors
+    /// Usage.
+    pub fn check(&self) -> Result<(), Failure> {
+        self.choices.check(&[self.listen.ip()])?;
+        let is_shared = self.register.is_shared();
+        if self.role != RoleArg::Both && !is_shared && !self.node.child {
+            return Err(Failure::usage("a register in a file has one balancer, which has to do both: leave --role out"));
+        }
+        #[cfg(feature = "docker")]
+        if self.provisioner == ProvisionerArg::Docker {
+            return Ok(());
+        }
+        if self.role != RoleArg::Router && is_shared {
+            return Err(Failure::usage(
+                "servers that are child processes have one balancer: with --register mysql say --role router or --provisioner docker",
+            ));
+        }
+        Ok(())
+    }
+
     /// Runs until it is told to stop.
     ///
     /// # Errors
     /// If it cannot start, or its parts fail.
     pub async fn run(self) -> Result<(), Failure> {
-        super::log_to_stderr();
-        self.choices.check(&[self.listen.ip()])?;
+        self.choices.serving.log.start()?;
+        self.check()?;
         if !self.node.child {
             return self.run_alone().await;
         }
@@ -342,18 +365,10 @@ impl BalancerCommand {
 
     /// Runs without a supervisor.
     async fn run_alone(self) -> Result<(), Failure> {
-        if self.role != RoleArg::Both && !self.register.is_shared() {
-            return Err(Failure::usage("a register in a file has one balancer, which has to do both: leave --role out"));
-        }
         make_dir(&self.node.dir)?;
         #[cfg(feature = "docker")]
         if self.provisioner == ProvisionerArg::Docker {
             return self.run_on_docker().await;
-        }
-        if self.role != RoleArg::Router && self.register.is_shared() {
-            return Err(Failure::usage(
-                "servers that are child processes have one balancer: with --register mysql say --role router or --provisioner docker",
-            ));
         }
         let program = std::env::current_exe()?;
         let cluster = self.node.cluster()?;
@@ -405,7 +420,7 @@ impl BalancerCommand {
         let config = BalancerConfig { role, ..self.choices.config(&node.entropy) };
         let config = if self.several || self.register.is_shared() { config } else { only_balancer(config) };
         let balancer = BalancerNode::start(BalancerParts { node, config, register, provisioner }).await?;
-        let settings = serving.settle(&addresses, &self.node.dir, self.choices.on_conflict)?;
+        let settings = serving.settle(&addresses, &serving.tls.tls_name, &self.node.dir, self.choices.on_conflict)?;
         let router = http::balancer::router(balancer.handle(), settings.clone());
         let stopper = balancer.stop();
         let watch = stopper.watch();
@@ -490,13 +505,21 @@ impl ServerCommand {
         [self.listen_address().ip(), self.peer_listen.ip()]
     }
 
+    /// Refuses to listen where nobody was said to come.
+    ///
+    /// # Errors
+    /// Usage.
+    pub fn check(&self) -> Result<(), Failure> {
+        self.serving.access.check(&self.addresses())
+    }
+
     /// Runs until it is told to stop.
     ///
     /// # Errors
     /// If it cannot start, or its storage fails.
     pub async fn run(self) -> Result<(), Failure> {
-        super::log_to_stderr();
-        self.serving.access.check(&self.addresses())?;
+        self.serving.log.start()?;
+        self.check()?;
         let result = if self.child {
             let ready =
                 |address: &Address| print_line(&ReadyLine::Ready { http: address.http.to_string(), peer: address.peer.to_string() });
@@ -523,6 +546,7 @@ impl ServerCommand {
         let (Some(cluster), Some(secret_file)) = (self.cluster, self.secret_file.clone()) else {
             return Err(Failure::new("--cluster and --secret-file are needed"));
         };
+        make_dir(&self.dir)?;
         let args = NodeArgs { dir: self.dir.clone(), cluster: Some(cluster), secret_file, child: self.child };
         let (network, clients) = self.networks()?;
         let listener = listen(&clients, self.listen_address()).await?;
@@ -574,10 +598,13 @@ impl ServerCommand {
         result
     }
 
+    /// What clients call it, besides its addresses.
+    fn names(&self) -> Vec<String> {
+        self.serving.tls.tls_name.iter().cloned().chain([self.name.clone()]).collect()
+    }
+
     fn networks(&self) -> Result<(TlsNetwork, TlsNetwork), Failure> {
-        let ServingArgs { tls, .. } = &self.serving;
-        let names: Vec<String> = tls.tls_name.iter().cloned().chain([self.name.clone()]).collect();
-        Ok(serving::networks(self.serving.authority(&self.dir)?.as_ref(), &names, &self.addresses())?)
+        Ok(serving::networks(self.serving.authority(&self.dir)?.as_ref(), &self.names(), &self.addresses())?)
     }
 
     async fn start(&self, args: &NodeArgs, network: TlsNetwork, dir: &Path) -> Result<ServerNode, Failure> {
@@ -604,7 +631,7 @@ impl ServerCommand {
     ) -> Result<(), Failure> {
         let address = Address { http: TlsNetwork::local_address(&listener)?.into(), peer: server.peer_address().into() };
         let identity = ServerIdentity { name: self.name.clone(), number: self.number, standalone };
-        let settings = self.serving.settle(&self.addresses(), &self.dir, OnConflictArg::Replace)?;
+        let settings = self.serving.settle(&self.addresses(), &self.names(), &self.dir, OnConflictArg::Replace)?;
         let router = http::server::router(server.handle(), identity, settings.clone());
         let stopper = server.stop();
         ready(&address)?;

@@ -6,10 +6,10 @@ use http::Method;
 use serde_json::{Value, json};
 use std::time::Duration;
 
-/// As long as the balancer takes for such a change, and a little.
-const CHANGE_TIMEOUT: Duration = Duration::from_secs(125);
+/// As long as the balancer takes for such a change by its defaults, and a little, in milliseconds.
+const CHANGE_TIMEOUT_MS: u64 = 125_000;
 /// As long as it takes for a question.
-const ASK_TIMEOUT: Duration = Duration::from_secs(12);
+const ASK_TIMEOUT_MS: u64 = 12_000;
 
 /// Moves a replica of a shard to another server, while it serves.
 #[derive(Debug, Args)]
@@ -25,6 +25,9 @@ pub struct Move {
     /// The server that is to hold it
     #[arg(long, value_name = "SERVER")]
     to: String,
+    /// How long to wait for the answer, in milliseconds; longer than the balancer's --admin-timeout
+    #[arg(long, value_name = "MS", default_value_t = CHANGE_TIMEOUT_MS)]
+    timeout: u64,
     #[command(flatten)]
     target: Target,
 }
@@ -36,7 +39,7 @@ impl Move {
     /// If the balancer does not answer, or refuses.
     pub async fn run(self) -> Result<(), Failure> {
         let body = json!({ "shard": self.shard, "from": self.from, "to": self.to });
-        let answer = ask(&self.target, Method::POST, "/move", Some(&body), CHANGE_TIMEOUT).await?;
+        let answer = ask(&self.target, Method::POST, "/move", Some(&body), self.timeout).await?;
         println!("{}", text(&answer["message"]));
         Ok(())
     }
@@ -47,6 +50,9 @@ impl Move {
 pub struct Drain {
     /// The server
     server: String,
+    /// How long to wait for the answer, in milliseconds; longer than the balancer's --admin-timeout
+    #[arg(long, value_name = "MS", default_value_t = CHANGE_TIMEOUT_MS)]
+    timeout: u64,
     #[command(flatten)]
     target: Target,
 }
@@ -57,7 +63,7 @@ impl Drain {
     /// # Errors
     /// If the balancer does not answer, or refuses.
     pub async fn run(self) -> Result<(), Failure> {
-        let answer = ask(&self.target, Method::POST, "/drain", Some(&json!({ "server": self.server })), CHANGE_TIMEOUT).await?;
+        let answer = ask(&self.target, Method::POST, "/drain", Some(&json!({ "server": self.server })), self.timeout).await?;
         for moved in answer["moves"].as_array().into_iter().flatten() {
             println!("{} to {}", text(&moved["shard"]), text(&moved["to"]));
         }
@@ -78,6 +84,9 @@ pub struct Explain {
     /// The shard
     #[arg(long, conflicts_with = "key")]
     shard: Option<String>,
+    /// How long to wait for the answer, in milliseconds; longer than the balancer's --request-timeout
+    #[arg(long, value_name = "MS", default_value_t = ASK_TIMEOUT_MS)]
+    timeout: u64,
     #[command(flatten)]
     target: Target,
 }
@@ -92,14 +101,14 @@ impl Explain {
             (Some(key), _) => json!({ "key": key }),
             (None, shard) => json!({ "shard": shard }),
         };
-        let answer = ask(&self.target, Method::GET, "/explain", Some(&body), ASK_TIMEOUT).await?;
+        let answer = ask(&self.target, Method::GET, "/explain", Some(&body), self.timeout).await?;
         print!("{}", explained(&answer));
         Ok(())
     }
 }
 
-async fn ask(target: &Target, method: Method, path: &str, body: Option<&Value>, timeout: Duration) -> Result<Value, Failure> {
-    let (code, answer) = target.client(timeout)?.json(method, path, body).await?;
+async fn ask(target: &Target, method: Method, path: &str, body: Option<&Value>, timeout_ms: u64) -> Result<Value, Failure> {
+    let (code, answer) = target.client(Duration::from_millis(timeout_ms))?.json(method, path, body).await?;
     if code.is_success() {
         return Ok(answer);
     }

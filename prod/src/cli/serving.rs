@@ -1,8 +1,8 @@
-//! How nodes serve: who is let in, in TLS or not, and what bounds it. What one node of a cluster is told of it, it tells those it starts.
+//! How nodes serve: who is let in, in TLS or not, what bounds it, and what is logged. What one node of a cluster is told of it, it tells those it starts.
 
-use super::{Failure, access::AccessArgs, nodes::OnConflictArg};
+use super::{Failure, access::AccessArgs, logs::LogArgs, nodes::OnConflictArg};
 use crate::{
-    http::HttpSettings,
+    http::{BODIES_BYTES_MAX, Bodies, HttpSettings},
     net::tls::TlsNetwork,
     tls::{Authority, TlsError},
 };
@@ -27,8 +27,8 @@ pub struct TlsArgs {
     /// Where the authority's ca.pem and ca-key.pem are, made if there is no such directory [default: DIR/tls]
     #[arg(long, value_name = "CA_DIR", requires = "tls")]
     pub ca: Option<PathBuf>,
-    /// A name or address that clients call the nodes by, besides this machine's own
-    #[arg(long, value_name = "NAME", requires = "tls")]
+    /// Names or addresses that clients call the nodes by, besides this machine's own; several, or commas between them
+    #[arg(long, value_name = "NAME", requires = "tls", value_delimiter = ',')]
     pub tls_name: Vec<String>,
 }
 
@@ -46,6 +46,9 @@ pub struct LimitArgs {
     /// The largest body of a request, in bytes; not more than 32 MiB, which is what nodes can tell each other
     #[arg(long, value_name = "BYTES", default_value_t = 32 << 20, value_parser = value_parser!(u32).range(1_024..=32 << 20))]
     body_max: u32,
+    /// The most memory for the bodies of requests under way, in bytes, with 128 for each value in them; what does not fit is refused at once
+    #[arg(long, value_name = "BYTES", default_value_t = 384 << 20, value_parser = value_parser!(u64).range(288 << 20..=1 << 40))]
+    bodies_max: u64,
     /// The most rows of one write
     #[arg(long, value_name = "ROWS", default_value_t = 100_000, value_parser = value_parser!(u32).range(1..=100_000))]
     rows_max: u32,
@@ -55,7 +58,7 @@ pub struct LimitArgs {
     /// The deadline of /init, /add, /rm, /move and /drain, in milliseconds
     #[arg(long, value_name = "MS", default_value_t = 120_000, value_parser = value_parser!(u64).range(1..=DEADLINE_MAX_MS))]
     admin_timeout: u64,
-    /// How long a client may take to send its headers, and then its body, in milliseconds
+    /// How long a client may take to send its headers, and then its body, and to read nothing of its answer, in milliseconds
     #[arg(long, value_name = "MS", default_value_t = 30_000, value_parser = value_parser!(u64).range(1..=DEADLINE_MAX_MS))]
     read_timeout: u64,
     /// The most connections at once; more wait
@@ -73,6 +76,7 @@ impl LimitArgs {
     fn words(&self) -> impl Iterator<Item = OsString> + use<> {
         let numbers = [
             ("--body-max", Some(self.body_max.into())),
+            ("--bodies-max", Some(self.bodies_max)),
             ("--rows-max", Some(self.rows_max.into())),
             ("--request-timeout", Some(self.request_timeout)),
             ("--admin-timeout", Some(self.admin_timeout)),
@@ -94,6 +98,8 @@ pub struct ServingArgs {
     pub tls: TlsArgs,
     #[command(flatten)]
     pub limits: LimitArgs,
+    #[command(flatten)]
+    pub log: LogArgs,
 }
 
 impl Default for ServingArgs {
@@ -103,6 +109,7 @@ impl Default for ServingArgs {
         let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         let limits = LimitArgs {
             body_max: count(none.body_bytes_max),
+            bodies_max: BODIES_BYTES_MAX as u64,
             rows_max: count(none.rows_max),
             request_timeout: millis(none.request_timeout),
             admin_timeout: millis(none.admin_timeout),
@@ -111,7 +118,7 @@ impl Default for ServingArgs {
             requests_max: count(none.requests_max),
             rate_max: none.rate_max,
         };
-        Self { access: AccessArgs::default(), tls: TlsArgs::default(), limits }
+        Self { access: AccessArgs::default(), tls: TlsArgs::default(), limits, log: LogArgs::default() }
     }
 }
 
@@ -125,6 +132,7 @@ impl ServingArgs {
             words.extend(self.tls.tls_name.iter().flat_map(|name| ["--tls-name".into(), name.into()]));
         }
         words.extend(self.limits.words());
+        words.extend(self.log.words());
         words
     }
 
@@ -146,16 +154,18 @@ impl ServingArgs {
         self.ca(dir).map(|ca| Authority::load_or_create(&ca)).transpose()
     }
 
-    /// What HTTP is to know, of a node that listens there and has this directory.
+    /// What HTTP is to know, of a node that listens there, is called so and has this directory.
     ///
     /// # Errors
     /// As [`AccessArgs::settle`].
-    pub fn settle(&self, addresses: &[IpAddr], dir: &Path, on_conflict: OnConflictArg) -> Result<HttpSettings, Failure> {
+    pub fn settle(&self, addresses: &[IpAddr], names: &[String], dir: &Path, on_conflict: OnConflictArg) -> Result<HttpSettings, Failure> {
         let (access, hosts) = self.access.settle(addresses, dir)?;
-        let LimitArgs { body_max, rows_max, request_timeout, admin_timeout, read_timeout, connections_max, requests_max, rate_max } =
-            self.limits;
+        let limits = self.limits.clone();
+        let LimitArgs { body_max, bodies_max, rows_max, request_timeout, admin_timeout, read_timeout, .. } = limits;
+        let LimitArgs { connections_max, requests_max, rate_max, .. } = limits;
         Ok(HttpSettings {
             body_bytes_max: body_max as usize,
+            bodies: Bodies::new(usize::try_from(bodies_max)?),
             rows_max: rows_max as usize,
             request_timeout: Duration::from_millis(request_timeout),
             admin_timeout: Duration::from_millis(admin_timeout),
@@ -166,6 +176,8 @@ impl ServingArgs {
             on_conflict: on_conflict.into(),
             life: u64::from(getrandom::u32().map_err(|error| Failure::new(format!("no entropy: {error}")))?),
             hosts,
+            // Of a page that a browser would take for one of these names the certificate is another's.
+            names: if self.tls.tls { names.to_vec() } else { Vec::new() },
             access,
             ..HttpSettings::default()
         })
@@ -216,6 +228,8 @@ mod tests {
             "b",
             "--body-max",
             "1025",
+            "--bodies-max",
+            "301989888",
             "--rows-max",
             "2",
             "--request-timeout",
@@ -230,6 +244,10 @@ mod tests {
             "7",
             "--rate-max",
             "8",
+            "--log",
+            "warn,twinshard::request=debug",
+            "--log-format",
+            "json",
         ];
         assert_eq!(parse(&all).words(dir), all.map(OsString::from));
         let told = parse(&["--tls"]).words(dir);
@@ -243,8 +261,18 @@ mod tests {
     }
 
     #[test]
+    fn certified_names_are_ones_that_requests_may_name() {
+        let names = ["db.example".to_owned(), "Server0".to_owned()];
+        for (words, allowed) in [(&["--tls"][..], &names[..]), (&[], &[])] {
+            let settings = parse(words).settle(&[], &names, Path::new("/there"), OnConflictArg::Skip).expect("settled");
+            assert_eq!(settings.names, allowed);
+        }
+        assert_eq!(parse(&["--tls", "--tls-name", "a,b", "--tls-name=c"]).tls.tls_name, ["a", "b", "c"]);
+    }
+
+    #[test]
     fn limits_reach_http() {
-        let settings = parse(&["--rate-max", "8", "--body-max", "1024"]).settle(&[], Path::new("/there"), OnConflictArg::Skip);
+        let settings = parse(&["--rate-max", "8", "--body-max", "1024"]).settle(&[], &[], Path::new("/there"), OnConflictArg::Skip);
         let settings = settings.expect("settled");
         assert_eq!((settings.rate_max.map(NonZeroU32::get), settings.body_bytes_max), (Some(8), 1024));
     }

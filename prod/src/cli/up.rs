@@ -3,6 +3,7 @@
 
 use super::{Failure, make_dir, nodes::Choices};
 use crate::{
+    aside,
     provision::process::{ProcessProvisioner, ProcessSettings, Signal, send},
     register::{RegisterError, redb::RedbRegister},
     supervised::{FromBalancer, Services, serve_balancer},
@@ -12,7 +13,6 @@ use std::{
     fs::{File, OpenOptions, TryLockError},
     io::{self, Read, Write},
     net::{IpAddr, SocketAddr},
-    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     process::Stdio,
     sync::{Arc, Mutex},
@@ -70,12 +70,20 @@ pub struct Up {
 }
 
 impl Up {
+    /// Refuses what contradicts itself.
+    ///
+    /// # Errors
+    /// Usage.
+    pub fn check(&self) -> Result<(), Failure> {
+        self.choices.check(&[self.bind])
+    }
+
     /// Runs until it is told to stop.
     ///
     /// # Errors
     /// If the cluster cannot be started, or its balancer never comes up.
     pub async fn run(self) -> Result<(), Failure> {
-        super::log_to_stderr();
+        self.choices.serving.log.start()?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
         let cluster = LocalCluster::start(&self.dir, self.bind, self.port, self.balancers, self.choices.clone()).await?;
@@ -232,9 +240,6 @@ impl Balancer {
             .arg(SocketAddr::from((self.bind, self.port)).to_string())
             .args(self.choices.words(&self.dir))
             .arg("--child")
-            // What it is told is all there is.
-            .env_remove("TWINSHARD_CONFIG")
-            .envs((self.choices.is_quiet && std::env::var_os("TWINSHARD_LOG").is_none()).then_some(("TWINSHARD_LOG", "error")))
             .args(self.several.then_some("--several"))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -392,14 +397,7 @@ pub(super) fn cluster_id(dir: &Path) -> Result<ClusterId, Failure> {
             let mut bytes = [0; 16];
             getrandom::fill(&mut bytes).map_err(|error| bad(&error))?;
             let cluster = ClusterId(u128::from_be_bytes(bytes));
-            // Written aside and renamed, so that a power loss leaves all of it or nothing.
-            let aside = dir.join("cluster.new");
-            let mut file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&aside)?;
-            writeln!(file, "{cluster}")?;
-            file.sync_all()?;
-            std::fs::rename(&aside, &path)?;
-            File::open(dir)?.sync_all()?;
-            Ok(cluster)
+            if aside::create(&path, &format!("{cluster}\n")).map_err(|error| bad(&error))? { Ok(cluster) } else { cluster_id(dir) }
         }
         Err(error) => Err(bad(&error)),
     }

@@ -336,8 +336,6 @@ impl Keeper {
             .arg(settings.dir.join("secret"))
             .args(&settings.serving)
             .arg("--child")
-            // What it is told is all there is.
-            .env_remove("TWINSHARD_CONFIG")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(log)
