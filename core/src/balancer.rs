@@ -16,6 +16,7 @@ mod parked;
 mod plan;
 mod policy;
 mod provisions;
+mod reasons;
 mod relocate;
 pub mod ring;
 mod router;
@@ -27,8 +28,8 @@ mod wishes;
 
 use crate::{
     effect::{BalancerEffect, BalancerInput, Note, RegisterAnswer},
-    id::{BalancerId, MapVersion, ReplicaId, ServerId, SessionId, ShardId, Token},
-    map::ClusterMap,
+    id::{BalancerId, MapVersion, ReplicaId, ServerId, SessionId, Token},
+    map::{ClusterMap, ReplicaStage},
     message::{Message, Tag, ToBalancer, ToServer},
     planted::{Bug, Planted},
     request::{Health, Reply, Request, RequestError},
@@ -39,6 +40,7 @@ use drive::Drives;
 use observed::{Beat, Observed, Owner, Seen};
 use parked::Parked;
 use provisions::Provision;
+use reasons::Reasons;
 use router::Router;
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -177,6 +179,7 @@ pub struct BalancerMachine {
     observed: Observed,
     told: Told,
     drives: Drives,
+    reasons: Reasons,
     provisions: BTreeMap<ServerId, Provision>,
     admins: VecDeque<Admin>,
     router: Router,
@@ -212,6 +215,7 @@ impl BalancerMachine {
             observed: Observed::new(config.suspect_after),
             told: Told::default(),
             drives: Drives::new(config.planted),
+            reasons: Reasons::default(),
             provisions: BTreeMap::new(),
             admins: VecDeque::new(),
             router: Router::new(&config),
@@ -532,7 +536,7 @@ impl BalancerMachine {
             self.id = Some(balancer);
             self.router.set_session(now, session, out);
         }
-        self.set_goals(goals);
+        self.set_goals(goals, out);
         self.learn(now, expected.next(), map, out);
     }
 
@@ -560,7 +564,10 @@ impl BalancerMachine {
         let was_controlling = self.controlling;
         self.controlling = self.id.is_some() && map.controller.holder == self.id && self.told.went_back().is_none();
         if self.controlling && !was_controlling {
-            out.push(BalancerEffect::Note(Note::Controlling));
+            let from = old.as_ref().and_then(|old| old.controller.holder);
+            out.push(BalancerEffect::Note(Note::Controlling { from }));
+        } else if was_controlling && !self.controlling {
+            out.push(BalancerEffect::Note(Note::Ceded { to: map.controller.holder }));
         }
         self.observed.servers.retain(|id, _| map.servers.contains_key(id));
         for (id, record) in &map.servers {
@@ -577,8 +584,9 @@ impl BalancerMachine {
             }
         }
         if let Some(old) = &old {
-            note_changes(old, &map, out);
+            self.note_changes(now, old, &map, out);
         }
+        self.reasons.follow(&map);
         self.drives.follow(&map, now);
         if self.id.is_some() {
             // Before it has an id it sends nothing.
@@ -643,11 +651,13 @@ impl BalancerMachine {
                 }
             }
             let facts = plan::Facts { now, observed: &self.observed, drives: &self.drives, seed: self.config.seed };
-            next = plan::next_map(&next, &facts);
+            let (planned, reasons) = plan::next_map(&next, &facts);
+            self.reasons.remember(&planned, &reasons);
+            next = planned;
         }
         if next == **map {
             // Nothing to store: what was asked is wanted already.
-            return self.set_goals(goals);
+            return self.set_goals(goals, out);
         }
         let token = self.token();
         self.operations_begun += 1;
@@ -684,6 +694,38 @@ impl BalancerMachine {
         Some((balancer, session))
     }
 
+    /// Tells what became of servers, replicas and configurations between two maps.
+    fn note_changes(&self, now: Instant, old: &ClusterMap, new: &ClusterMap, out: &mut Vec<BalancerEffect>) {
+        let mut note = |note| out.push(BalancerEffect::Note(note));
+        for (id, record) in &new.replicas {
+            let (replica, shard, server) = (*id, record.shard, record.server);
+            let before = old.replicas.get(id);
+            if record.stage == ReplicaStage::Retired && before.is_some_and(|before| before.stage != ReplicaStage::Retired) {
+                let lost = self.observed.status(old, replica, now).and_then(|status| status.lost);
+                note(Note::Retired { replica, shard, server, lost });
+            } else if before.is_none() && new.shards.get(&shard).is_some_and(|record| record.current.is_some()) {
+                note(Note::Minted { replica, shard, server });
+            }
+        }
+        for (shard, record) in &new.shards {
+            let old = old.shards.get(shard);
+            if let Some(config) = &record.pending
+                && old.is_none_or(|old| old.pending.as_ref() != Some(config))
+            {
+                let reason = self.reasons.of(*shard, config);
+                note(Note::Proposed { shard: *shard, config: config.clone(), reason });
+            }
+            if let Some(config) = &record.current
+                && old.is_none_or(|old| old.current.as_ref() != Some(config))
+            {
+                note(Note::Activated { shard: *shard, config: config.clone() });
+            }
+        }
+        for (server, record) in old.servers.iter().filter(|(server, _)| !new.servers.contains_key(server)) {
+            note(Note::Removed { server: *server, name: record.name.clone() });
+        }
+    }
+
     /// Takes the controller's role if nobody has it or its beat stands still, and beats while it has it.
     fn hold(&mut self, map: &mut ClusterMap, now: Instant) {
         let Some(id) = self.id else { return };
@@ -711,24 +753,6 @@ fn send(messages: Vec<drive::Outgoing>, out: &mut Vec<BalancerEffect>) {
 fn backoff(failures: u32, salt: u64) -> Duration {
     let base = RETRY_FIRST.times(1 << failures.min(8)).0.min(RETRY_MAX.0);
     Duration(base / 2 + mix(salt, u64::from(failures)) % (base / 2 + 1))
-}
-
-/// Tells which configurations were proposed and activated between two maps.
-fn note_changes(old: &ClusterMap, new: &ClusterMap, out: &mut Vec<BalancerEffect>) {
-    let before = |shard: &ShardId| old.shards.get(shard);
-    for (shard, record) in &new.shards {
-        let old = before(shard);
-        if let Some(config) = &record.pending
-            && old.is_none_or(|old| old.pending.as_ref() != Some(config))
-        {
-            out.push(BalancerEffect::Note(Note::Proposed { shard: *shard, config: config.clone() }));
-        }
-        if let Some(config) = &record.current
-            && old.is_none_or(|old| old.current.as_ref() != Some(config))
-        {
-            out.push(BalancerEffect::Note(Note::Activated { shard: *shard, config: config.clone() }));
-        }
-    }
 }
 
 #[cfg(test)]

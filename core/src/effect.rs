@@ -4,9 +4,10 @@
 //! (sends per receiver, persists, store commands per replica) and feeds each answer back under the effect's token.
 
 use crate::{
-    id::{MapVersion, NodeId, ReplicaId, ServerId, Token},
+    id::{BalancerId, Epoch, MapVersion, NodeId, ReplicaId, ServerId, ShardId, Token},
     map::{Address, ClusterMap},
     message::Message,
+    reason::Reason,
     request::{Reply, Request, ServerReply, ServerRequest},
     storage::{LogBatch, LostReason, StoreAnswer, StoreCommand},
     time::Instant,
@@ -272,17 +273,51 @@ pub enum Note {
         /// Why.
         reason: Box<str>,
     },
+    /// A server's process was stopped for good.
+    Stopped {
+        /// Which.
+        server: ServerId,
+    },
+    /// A server has left the cluster: it holds nothing and its process is stopped.
+    Removed {
+        /// Which.
+        server: ServerId,
+        /// Its name, which the map does not have any more.
+        name: Box<str>,
+    },
+    /// A replica is wanted where the shard had none, or in place of one that is lost.
+    Minted {
+        /// Which.
+        replica: ReplicaId,
+        /// Of which shard.
+        shard: ShardId,
+        /// Where.
+        server: ServerId,
+    },
+    /// A replica is given up: it is lost, or wanted there no longer.
+    Retired {
+        /// Which.
+        replica: ReplicaId,
+        /// Of which shard.
+        shard: ShardId,
+        /// Where.
+        server: ServerId,
+        /// Why it is lost, if it is.
+        lost: Option<LostReason>,
+    },
     /// A configuration was proposed.
     Proposed {
         /// Of which shard.
-        shard: crate::id::ShardId,
+        shard: ShardId,
         /// What.
         config: crate::config::Configuration,
+        /// Why; `None` if another balancer proposed it, or this one in an earlier life.
+        reason: Option<Reason>,
     },
     /// A configuration is active in the map.
     Activated {
         /// Of which shard.
-        shard: crate::id::ShardId,
+        shard: ShardId,
         /// What.
         config: crate::config::Configuration,
     },
@@ -293,8 +328,37 @@ pub enum Note {
         /// Why.
         reason: LostReason,
     },
+    /// A primary serves: it was told that the map has its epoch.
+    Leads {
+        /// Which.
+        replica: ReplicaId,
+        /// Of which shard.
+        shard: ShardId,
+        /// In which epoch.
+        epoch: Epoch,
+    },
+    /// The map wants what an operator asked for.
+    Granted {
+        /// What was asked, in words.
+        request: Box<str>,
+    },
+    /// What an operator asked for was refused.
+    Refused {
+        /// What was asked, in words.
+        request: Box<str>,
+        /// Why, in words.
+        reason: Box<str>,
+    },
     /// A balancer took the controller's role.
-    Controlling,
+    Controlling {
+        /// Whose beat stood still; `None` if nobody had the role.
+        from: Option<BalancerId>,
+    },
+    /// This balancer does not control any more.
+    Ceded {
+        /// Who does.
+        to: Option<BalancerId>,
+    },
     /// The register holds an older map than a server has seen: the balancer changes nothing any more.
     RegisterWentBack {
         /// What the server had seen.

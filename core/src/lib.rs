@@ -10,6 +10,7 @@ pub mod id;
 pub mod map;
 pub mod message;
 pub mod planted;
+pub mod reason;
 pub mod recover;
 pub mod request;
 pub mod schema;

@@ -150,6 +150,47 @@ pub enum Request {
     },
 }
 
+/// The most characters of a request that a note repeats. A guess: a line or two.
+const WORDS_MAX: usize = 240;
+
+/// The beginning of a text, for notes: what a client sends may be of any length.
+pub(crate) fn shortened(text: &str) -> Box<str> {
+    match text.char_indices().nth(WORDS_MAX) {
+        Some((end, _)) => format!("{}..", &text[..end]).into(),
+        None => text.into(),
+    }
+}
+
+impl Request {
+    /// What an operator asks to be changed, in words for people; `None` of what changes nothing of the cluster.
+    #[must_use]
+    pub fn change(&self) -> Option<Box<str>> {
+        let list = |names: Vec<&str>| if names.is_empty() { String::new() } else { format!(" ({})", names.join(", ")) };
+        let words = match self {
+            Self::Init { shards, .. } => format!("/init{}", list(shards.iter().map(|shard| &*shard.name).collect())),
+            Self::Add { server_count, new_shards, servers, .. } => {
+                let names = servers.iter().map(|server| &*server.name).chain(new_shards.iter().map(|shard| &*shard.name));
+                format!("/add of {server_count} servers{}", list(names.collect()))
+            }
+            Self::Remove { server_count, servers, accept_data_loss, .. } => {
+                let loss = if *accept_data_loss { ", accepting loss of data" } else { "" };
+                format!("/rm of {server_count} servers{}{loss}", list(servers.iter().map(|name| &**name).collect()))
+            }
+            Self::Primary { shard, change: true } => format!("/primary_elect of {shard}"),
+            Self::Move { shard, from, to } => format!("/move of {shard} from {from} to {to}"),
+            Self::Drain { server } => format!("/drain of {server}"),
+            Self::Status { .. }
+            | Self::Read { .. }
+            | Self::ReadServer { .. }
+            | Self::Write { .. }
+            | Self::Primary { change: false, .. }
+            | Self::Explain(_)
+            | Self::PickServer { .. } => return None,
+        };
+        Some(shortened(&words))
+    }
+}
+
 /// What is to be explained.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Subject {
@@ -621,6 +662,8 @@ pub enum ServerRequest {
     },
     /// The names of the shards it holds, and the map it knows.
     Shards,
+    /// What its replicas say of themselves.
+    Status,
 }
 
 /// The answer to a [`ServerRequest`].
@@ -653,6 +696,17 @@ pub enum ServerReply {
     Shards {
         /// Their names, in order.
         names: Vec<Box<str>>,
+        /// The newest map the server has seen.
+        map: Option<Arc<ClusterMap>>,
+    },
+    /// To `Status`.
+    Status {
+        /// Of every replica, the lost ones included.
+        replicas: Vec<ReplicaStatus>,
+        /// Requests of its own HTTP under way.
+        request_count: u64,
+        /// Batches of the log and pieces of work of the row store that are not answered.
+        outstanding_count: u64,
         /// The newest map the server has seen.
         map: Option<Arc<ClusterMap>>,
     },

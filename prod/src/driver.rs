@@ -26,7 +26,7 @@ use crate::{log::LogError, rows::StoreError, telemetry::Telemetry};
 use std::{fmt, io, sync::Arc, time::Duration};
 use thiserror::Error;
 use tokio::time::Instant;
-use twinshard_core::{effect::Note, id::NodeId, time};
+use twinshard_core::{effect::Note, id::NodeId, reason::Reason, time};
 
 /// How many inputs are taken from one source before effects are carried out. Bounds the time between two looks at the others.
 const INPUTS_MAX: usize = 256;
@@ -120,12 +120,29 @@ impl Notes {
             Note::Restarted { server } => tracing::info!(node = %name, %server, "server runs anew"),
             Note::Started { server } => tracing::info!(node = %name, %server, "server runs"),
             Note::ProvisionFailed { server, reason } => tracing::warn!(node = %name, %server, %reason, "provisioner failed"),
-            Note::Proposed { shard, config } => tracing::info!(node = %name, %shard, %config, "configuration proposed"),
+            Note::Stopped { server } => tracing::info!(node = %name, %server, "server stopped"),
+            Note::Removed { server, name: removed } => tracing::info!(node = %name, %server, name = %removed, "server removed"),
+            Note::Minted { replica, shard, server } => tracing::info!(node = %name, %replica, %shard, %server, "replica wanted"),
+            Note::Retired { replica, shard, server, lost } => {
+                tracing::warn!(node = %name, %replica, %shard, %server, ?lost, "replica given up");
+            }
+            Note::Proposed { shard, config, reason: Some(Reason { cause, choice }) } => {
+                tracing::info!(node = %name, %shard, %config, %cause, %choice, "configuration proposed");
+            }
+            Note::Proposed { shard, config, reason: None } => tracing::info!(node = %name, %shard, %config, "configuration proposed"),
             Note::Activated { shard, config } => tracing::info!(node = %name, %shard, %config, "configuration active"),
             Note::Lost { replica, reason } => tracing::error!(node = %name, %replica, ?reason, "replica lost"),
-            Note::Controlling => tracing::info!(node = %name, "controls the cluster"),
             Note::RegisterWentBack { told, found } => {
                 tracing::error!(node = %name, %told, %found, "the metadata register went back: nothing is changed until it is recovered");
+            }
+            Note::Leads { replica, shard, epoch } => tracing::info!(node = %name, %replica, %shard, %epoch, "primary serves"),
+            Note::Granted { request } => tracing::info!(node = %name, %request, "change granted"),
+            Note::Refused { request, reason } => tracing::warn!(node = %name, %request, %reason, "change refused"),
+            Note::Controlling { from } => {
+                tracing::info!(node = %name, from = %Named(from.map(NodeId::Balancer)), "controls the cluster");
+            }
+            Note::Ceded { to } => {
+                tracing::warn!(node = %name, to = %Named(to.map(NodeId::Balancer)), "does not control the cluster any more")
             }
         }
         self.telemetry.noted(note);

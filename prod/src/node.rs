@@ -172,8 +172,8 @@ impl ServerNode {
         rows.follow(map.clone());
         // The identity of a server never changes: its sender is not needed.
         let (_, identity) = watch::channel(Some(Identity { cluster, node: NodeId::Server(config.server) }));
-        let counters = Arc::new(Counters::default());
         let telemetry = Telemetry::default();
+        let counters = Arc::clone(telemetry.peers());
         let (peers, inbound) = start_peers(&node, identity, map.clone(), &counters, Some(listener));
         let (handle, asks) = ServerHandle::new(map, telemetry.clone());
         let machine = ServerMachine::open(config, recovered, clock.now());
@@ -233,8 +233,8 @@ impl BalancerNode {
         let (stop, stopped) = Stop::new();
         let (publish, map) = watch::channel(None);
         let (introduce, identity) = watch::channel(None);
-        let counters = Arc::new(Counters::default());
         let telemetry = Telemetry::default();
+        let counters = Arc::clone(telemetry.peers());
         let (peers, inbound) = start_peers(&node, identity, map.clone(), &counters, None);
         let (handle, asks) = BalancerHandle::new(map, telemetry.clone());
         let machine = BalancerMachine::new(config, clock.now());

@@ -129,6 +129,8 @@ pub struct PeerCounts {
     pub silent: u64,
     /// Frames that could not be read.
     pub damaged: u64,
+    /// Messages that wait to be written, now.
+    pub waiting: u64,
 }
 
 /// The live counters behind [`PeerCounts`].
@@ -142,6 +144,7 @@ pub(crate) struct Counters {
     refused: AtomicU64,
     silent: AtomicU64,
     damaged: AtomicU64,
+    waiting: AtomicU64,
 }
 
 impl Counters {
@@ -156,6 +159,7 @@ impl Counters {
             refused: read(&self.refused),
             silent: read(&self.silent),
             damaged: read(&self.damaged),
+            waiting: read(&self.waiting),
         }
     }
 }
@@ -244,7 +248,7 @@ impl<N: Network> Peers<N> {
     fn link(&mut self, server: ServerId) -> &Queue {
         let Self { network, shared, links, tasks, .. } = self;
         links.entry(server).or_insert_with(|| {
-            let queue = Arc::new(Queue::new(&shared.settings));
+            let queue = Arc::new(Queue::new(&shared.settings, &shared.counters));
             tasks.spawn(link::run(Arc::clone(shared), network.clone(), server, Arc::clone(&queue)));
             queue
         })

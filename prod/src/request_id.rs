@@ -1,6 +1,6 @@
 //! Names of requests, by which they can be followed through the logs of nodes: a client gives one in the header `X-Request-Id`, or is told
-//! the one that the node made. Between nodes a part of a request has the balancer and the number of the exchange as its name, which both
-//! sides log beside it.
+//! the one that the node made. Between nodes a part of a request has the node that asks and the number of the exchange as its name, which
+//! both sides log beside it; a server, whose numbers begin anew with every start, adds who owns its store.
 
 use axum::http::{HeaderMap, HeaderValue};
 use std::{
@@ -49,6 +49,14 @@ impl RequestId {
         CURRENT.scope(self, work)
     }
 
+    /// Works on what is left of a request, whose task may be another by now.
+    pub async fn resume<F: Future>(id: Option<Self>, work: F) -> F::Output {
+        match id {
+            Some(id) => id.scope(work).await,
+            None => work.await,
+        }
+    }
+
     /// As a header. `None` never: it is plain text.
     #[must_use]
     pub fn header(&self) -> Option<HeaderValue> {
@@ -83,7 +91,7 @@ impl RequestIds {
     }
 }
 
-/// What part of a request a message from a balancer carries, and its exchange.
+/// What part of a request a message carries, and its exchange.
 pub(crate) const fn asked(message: &Message) -> Option<(&'static str, Tag)> {
     match message {
         Message::ToServer(ToServer::Execute(execute)) => Some(("write", execute.tag)),
@@ -92,7 +100,7 @@ pub(crate) const fn asked(message: &Message) -> Option<(&'static str, Tag)> {
     }
 }
 
-/// What part of a request a message to a balancer answers.
+/// What part of a request a message answers.
 pub(crate) const fn answered(message: &Message) -> Option<(&'static str, Tag)> {
     match message {
         Message::ToBalancer(ToBalancer::Executed { tag, .. }) => Some(("write", *tag)),
@@ -101,10 +109,28 @@ pub(crate) const fn answered(message: &Message) -> Option<(&'static str, Tag)> {
     }
 }
 
-/// A server heard or says something of an exchange.
-pub(crate) fn log_exchange(balancer: NodeId, exchange: Option<(&'static str, Tag)>, server: NodeId, what: &'static str) {
+/// The name of an exchange that the node asked for.
+struct Exchange(NodeId, Tag);
+
+impl fmt::Display for Exchange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(node, Tag { owner, number }) = self;
+        match node {
+            NodeId::Balancer(balancer) => write!(f, "{balancer}/{number}"),
+            NodeId::Server(server) => write!(f, "{server}.{owner}/{number}"),
+        }
+    }
+}
+
+/// A node asks another for its part of a request.
+pub(crate) fn log_asked(request: &RequestId, node: NodeId, (part, tag): (&'static str, Tag), to: NodeId) {
+    tracing::debug!(target: TARGET, %request, exchange = %Exchange(node, tag), part, %to, "asks");
+}
+
+/// A server heard or says something of an exchange that another node asked for.
+pub(crate) fn log_exchange(asker: NodeId, exchange: Option<(&'static str, Tag)>, server: NodeId, what: &'static str) {
     if let Some((part, tag)) = exchange {
-        tracing::debug!(target: TARGET, exchange = %format_args!("{balancer}/{}", tag.number), part, node = %server, what);
+        tracing::debug!(target: TARGET, exchange = %Exchange(asker, tag), part, node = %server, what);
     }
 }
 

@@ -1,7 +1,7 @@
 //! What a node tells people about itself: counters and histograms in the OpenMetrics text format, and the newest notes of its machine.
 //! Nothing here is ever read by a machine. Times are tokio's, so that a simulated node tells simulated ones.
 
-use crate::driver::StorageWork;
+use crate::{driver::StorageWork, peer::Counters};
 use prometheus_client::{
     encoding::{EncodeLabelSet, text},
     metrics::{
@@ -19,7 +19,10 @@ use std::{
     time::Duration,
 };
 use tokio::time::Instant;
-use twinshard_core::effect::Note;
+use twinshard_core::{
+    effect::Note,
+    message::{LeadStage, ReplicaStatus},
+};
 
 /// How many notes are kept. The newest take the place of the oldest.
 pub const EVENTS_MAX: usize = 1_024;
@@ -63,6 +66,14 @@ pub struct OfReplica {
     pub shard: String,
     /// The server's name.
     pub server: String,
+    /// Its id.
+    pub replica: u64,
+}
+
+/// Labels of what waits.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Waiting {
+    queue: &'static str,
 }
 
 /// Labels of what belongs to a shard.
@@ -84,7 +95,11 @@ pub struct OfServer {
 pub struct Telemetry {
     requests: Family<Asked, Histogram, fn() -> Histogram>,
     storage: Family<Work, Histogram, fn() -> Histogram>,
+    storage_errors: Family<Work, Counter>,
+    queues: Family<Waiting, Gauge>,
     notes: Family<Kind, Counter>,
+    elections: Counter,
+    peers: Arc<Counters>,
     registry: Arc<Registry>,
     events: Arc<Mutex<VecDeque<Event>>>,
 }
@@ -100,14 +115,22 @@ impl Default for Telemetry {
         // From a quarter of a millisecond to a deadline, in factors of two.
         let requests = Family::new_with_constructor((|| Histogram::new(exponential_buckets(0.000_25, 2.0, 17))) as fn() -> Histogram);
         let storage = Family::new_with_constructor((|| Histogram::new(exponential_buckets(0.000_05, 2.0, 17))) as fn() -> Histogram);
-        let notes = Family::<Kind, Counter>::default();
+        let (notes, elections) = (Family::<Kind, Counter>::default(), Counter::default());
+        let storage_errors = Family::<Work, Counter>::default();
+        let queues = Family::<Waiting, Gauge>::default();
         let mut registry = Registry::with_prefix("twinshard");
         let help = "Time from the head of a request to the head of its answer";
         registry.register_with_unit("http_request", help, Unit::Seconds, requests.clone());
         let help = "Time that a store worked: persist is one fsync of the log, with everything that came together";
         registry.register_with_unit("storage", help, Unit::Seconds, storage.clone());
+        let help = "Work of a store that failed, was not answered, or found a replica lost";
+        registry.register("storage_errors", help, storage_errors.clone());
+        registry.register("queue", "What was given to a part of this node and is not done", queues.clone());
         registry.register("events", "What the machine of this node noted", notes.clone());
-        Self { requests, storage, notes, registry: Arc::new(registry), events: Arc::default() }
+        let help = "Epochs with a primary that began: on a server those that it leads, on a balancer all that it saw";
+        registry.register("elections", help, elections.clone());
+        let (registry, peers, events) = (Arc::new(registry), Arc::default(), Arc::default());
+        Self { requests, storage, storage_errors, queues, notes, elections, peers, registry, events }
     }
 }
 
@@ -118,8 +141,8 @@ impl Telemetry {
         self.requests.get_or_create(&asked).observe(took.as_secs_f64());
     }
 
-    /// A store has worked.
-    pub(crate) fn worked(&self, work: StorageWork, took: Duration) {
+    /// A store has worked, and perhaps failed.
+    pub(crate) fn worked(&self, work: StorageWork, took: Duration, failed: bool) {
         let work = match work {
             StorageWork::Persist { .. } => "persist",
             StorageWork::RowsRead => "rows-read",
@@ -128,11 +151,25 @@ impl Telemetry {
             StorageWork::RegisterSwap => "register-swap",
         };
         self.storage.get_or_create(&Work { work }).observe(took.as_secs_f64());
+        self.storage_errors.get_or_create(&Work { work }).inc_by(u64::from(failed));
+    }
+
+    /// How much waits in a queue of this node; who owns the queue sets it.
+    pub(crate) fn queue(&self, queue: &'static str) -> Gauge {
+        self.queues.get_or_create_owned(&Waiting { queue })
+    }
+
+    /// Where the transport counts.
+    pub(crate) const fn peers(&self) -> &Arc<Counters> {
+        &self.peers
     }
 
     /// The machine noted something.
     pub(crate) fn noted(&self, note: &Note) {
         self.notes.get_or_create(&Kind { kind: kind(note) }).inc();
+        if matches!(note, Note::Leads { .. } | Note::Activated { .. }) {
+            self.elections.inc();
+        }
         if matches!(note, Note::Dropped { .. }) {
             return; // They can be many, and are counted.
         }
@@ -153,7 +190,25 @@ impl Telemetry {
 
     /// Everything, with what is measured only now, as OpenMetrics text.
     #[must_use]
-    pub fn text(&self, now: Measured) -> String {
+    pub fn text(&self, mut now: Measured) -> String {
+        let peers = self.peers.counts();
+        now.set("peer_messages_waiting", "Messages that wait to be written to other nodes", peers.waiting);
+        let happened = [
+            ("sent", peers.sent),
+            ("received", peers.received),
+            ("dropped", peers.dropped),
+            ("dialed", peers.dialed),
+            ("accepted", peers.accepted),
+            ("refused", peers.refused),
+            ("silent", peers.silent),
+            ("damaged", peers.damaged),
+        ];
+        let happened = happened.map(|(kind, count)| (Kind { kind }, count));
+        now.count_each(
+            "peer",
+            "Messages sent, received and dropped; connections dialed, accepted, refused and given up; damaged frames",
+            happened,
+        );
         let mut out = String::new();
         // Writing to a string does not fail.
         let _ = text::encode_registry(&mut out, &self.registry);
@@ -183,6 +238,41 @@ impl Measured {
         self.registry.register(name, help, gauge);
     }
 
+    /// What each replica says of itself.
+    pub fn replicas(&mut self, replicas: &[(OfReplica, &ReplicaStatus)]) {
+        let mut each = |name, help, value: fn(&ReplicaStatus) -> u64| {
+            let replicas = replicas.iter().filter(|(_, status)| status.lost.is_none());
+            self.set_each(name, help, replicas.map(|(labels, status)| (labels.clone(), value(status))));
+        };
+        each("replica_epoch", "The highest epoch that the replica has promised", |status| status.promised.0);
+        each("replica_leads", "1 if the replica is the primary and serves", |status| u64::from(status.lead == Some(LeadStage::Active)));
+        each("replica_last_index", "The end of the replica's log", |status| status.last.index.0);
+        each("replica_commit_index", "What the replica knows to be committed", |status| status.commit.0);
+        each("replica_applied_index", "What the replica has applied", |status| status.applied.0);
+        each("replica_flushed_index", "What the replica's row store holds", |status| status.flushed.0);
+        each("replica_commit_lag", "Entries of the replica's log that it does not know to be committed", |status| {
+            status.last.index.0.saturating_sub(status.commit.0)
+        });
+        each("replica_apply_lag", "Committed entries that the replica has not applied", |status| {
+            status.commit.0.saturating_sub(status.applied.0)
+        });
+        each("replica_store_away", "1 if the replica's row store does not answer", |status| u64::from(status.store_away));
+        let lost = replicas.iter().map(|(labels, status)| (labels.clone(), u64::from(status.lost.is_some())));
+        self.set_each("replica_lost", "1 if the replica is lost", lost);
+    }
+
+    /// One count for each label set.
+    fn count_each<L>(&mut self, name: &'static str, help: &str, values: impl IntoIterator<Item = (L, u64)>)
+    where
+        L: EncodeLabelSet + Clone + fmt::Debug + PartialEq + Eq + std::hash::Hash + Send + Sync + 'static,
+    {
+        let family = Family::<L, Counter>::default();
+        for (labels, value) in values {
+            family.get_or_create(&labels).inc_by(value);
+        }
+        self.registry.register(name, help, family);
+    }
+
     /// One number for each label set.
     pub fn set_each<L>(&mut self, name: &'static str, help: &str, values: impl IntoIterator<Item = (L, u64)>)
     where
@@ -209,8 +299,16 @@ pub const fn kind(note: &Note) -> &'static str {
         Note::Proposed { .. } => "proposed",
         Note::Activated { .. } => "activated",
         Note::Lost { .. } => "lost",
-        Note::Controlling => "controlling",
         Note::RegisterWentBack { .. } => "register-went-back",
+        Note::Stopped { .. } => "stopped",
+        Note::Removed { .. } => "removed",
+        Note::Minted { .. } => "minted",
+        Note::Retired { .. } => "retired",
+        Note::Leads { .. } => "leads",
+        Note::Granted { .. } => "granted",
+        Note::Refused { .. } => "refused",
+        Note::Controlling { .. } => "controlling",
+        Note::Ceded { .. } => "ceded",
         Note::Dropped { .. } => "dropped",
     }
 }
@@ -218,7 +316,7 @@ pub const fn kind(note: &Note) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use twinshard_core::id::ServerId;
+    use twinshard_core::id::{Epoch, ReplicaId, ServerId, ShardId};
 
     #[test]
     fn newest_events_are_kept_and_numbered_without_gaps() {
@@ -239,8 +337,11 @@ mod tests {
     fn what_was_counted_and_what_is_measured_is_told_in_one_text() {
         let telemetry = Telemetry::default();
         telemetry.answered("POST", "/write", 200, Duration::from_millis(3));
-        telemetry.worked(StorageWork::Persist { record_count: 7 }, Duration::from_micros(120));
-        telemetry.noted(&Note::Controlling);
+        telemetry.worked(StorageWork::Persist { record_count: 7 }, Duration::from_micros(120), false);
+        telemetry.worked(StorageWork::RowsWrite, Duration::from_micros(120), true);
+        telemetry.queue("log").set(3);
+        telemetry.noted(&Note::Leads { replica: ReplicaId(1), shard: ShardId(1), epoch: Epoch(3) });
+        telemetry.noted(&Note::Controlling { from: None });
         let mut now = Measured::default();
         now.set("map_version", "The version of the cluster map", 26);
         let of = |shard: &str| OfShard { shard: shard.to_owned() };
@@ -251,6 +352,12 @@ mod tests {
             "twinshard_storage_seconds_bucket{le=\"0.0002\",work=\"persist\"} 1",
             "twinshard_storage_seconds_bucket{le=\"0.0001\",work=\"persist\"} 0",
             "twinshard_events_total{kind=\"controlling\"} 1",
+            "twinshard_storage_errors_total{work=\"persist\"} 0",
+            "twinshard_storage_errors_total{work=\"rows-write\"} 1",
+            "twinshard_queue{queue=\"log\"} 3",
+            "twinshard_elections_total 1",
+            "twinshard_peer_messages_waiting 0",
+            "twinshard_peer_total{kind=\"dropped\"} 0",
             "twinshard_map_version 26",
             "twinshard_shard_epoch{shard=\"sh1\"} 3",
             "twinshard_shard_epoch{shard=\"a\\\"b\\n\"} 4",

@@ -12,6 +12,7 @@ use twinshard_core::{
     effect::Note,
     id::{Epoch, ReplicaId, ServerId, ShardId},
     map::ClusterMap,
+    reason::Reason,
 };
 
 /// The most lines beneath one event.
@@ -237,9 +238,17 @@ impl Deeds {
                 | Note::Recovered { .. }
                 | Note::Respawning { .. }
                 | Note::Started { .. }
+                | Note::Stopped { .. }
+                | Note::Removed { .. }
+                | Note::Minted { .. }
+                | Note::Retired { .. }
                 | Note::Proposed { .. }
-                | Note::Controlling
                 | Note::RegisterWentBack { .. }
+                | Note::Leads { .. }
+                | Note::Granted { .. }
+                | Note::Refused { .. }
+                | Note::Controlling { .. }
+                | Note::Ceded { .. }
                 | Note::Dropped { .. } => {}
             }
         }
@@ -249,7 +258,10 @@ impl Deeds {
     }
 }
 
-fn note_text(names: &Names, note: &Note) -> Option<String> {
+/// Why configurations were proposed: only the balancer that did it says so.
+type Reasons<'a> = BTreeMap<&'a Configuration, Reason>;
+
+fn note_text(names: &Names, reasons: &Reasons<'_>, note: &Note) -> Option<String> {
     Some(match note {
         Note::Suspected { server } => format!("{} is suspected", names.server(*server)),
         Note::Recovered { server } => format!("{} answers again", names.server(*server)),
@@ -257,11 +269,23 @@ fn note_text(names: &Names, note: &Note) -> Option<String> {
         Note::Restarted { server } => format!("{} runs anew", names.server(*server)),
         Note::Started { server } => format!("{} runs", names.server(*server)),
         Note::ProvisionFailed { server, reason } => format!("{} could not be started: {reason}", names.server(*server)),
-        Note::Proposed { shard, config } => format!("{}: {} proposed", names.shard(*shard), config.epoch),
+        Note::Removed { server, .. } => format!("{} is stopped and forgotten", names.server(*server)),
+        Note::Proposed { shard, config, .. } => {
+            let why = reasons.get(config).map_or_else(String::new, |reason| format!(": {}", reason.cause));
+            format!("{}: {} proposed{why}", names.shard(*shard), config.epoch)
+        }
         Note::Activated { shard, config } => format!("{}: {} active, {}", names.shard(*shard), config.epoch, names.config(config)),
         Note::Lost { replica, reason } => format!("{} is lost: {reason:?}", names.replica(*replica)),
-        Note::Controlling => "a balancer takes control".to_owned(),
         Note::RegisterWentBack { told, found } => format!("the register went back from {told} to {found}"),
+        Note::Controlling { .. } => "a balancer takes control".to_owned(),
+        // Told by what came before them or follows: a lost replica, an operator's request, a configuration.
+        Note::Stopped { .. }
+        | Note::Minted { .. }
+        | Note::Retired { .. }
+        | Note::Leads { .. }
+        | Note::Granted { .. }
+        | Note::Refused { .. }
+        | Note::Ceded { .. } => return None,
         // Counted by metrics; far too many for people.
         Note::Dropped { .. } => return None,
     })
@@ -365,12 +389,17 @@ pub fn sections(run: &RunResult, service: &Service) -> Vec<Section> {
         }
     }
     sections.sort_by_key(|section| section.at_ns);
+    let reasons = run.notes.iter().filter_map(|(_, note)| match note {
+        Note::Proposed { config, reason, .. } => Some((config, (*reason)?)),
+        _ => None,
+    });
+    let reasons: Reasons<'_> = reasons.collect();
     let ends: Vec<u64> = sections.iter().skip(1).map(|section| section.at_ns).chain([u64::MAX]).collect();
     for (section, end_ns) in sections.iter_mut().zip(ends) {
         // Told once, at its first time: several balancers see the same.
         let mut told: BTreeMap<String, (usize, u32)> = BTreeMap::new();
         for (at_ns, note) in run.notes.iter().filter(|(at_ns, _)| (section.at_ns..end_ns).contains(at_ns)) {
-            let Some(text) = note_text(&run.names, note) else { continue };
+            let Some(text) = note_text(&run.names, &reasons, note) else { continue };
             let (_, count) = told.entry(text.clone()).or_insert((section.lines.len(), 0));
             *count += 1;
             if *count == 1 {

@@ -64,16 +64,50 @@ async fn operator_sees_what_happens_to_a_cluster() {
     let anew = place(&format!("{victim} runs anew"));
     assert!(suspected < proposed && proposed < active, "{texts:#?}");
     assert!(suspected < anew, "{texts:#?}");
+    // It may be started again before it has been silent for long enough.
+    let why = events["events"][proposed]["why"].as_str().unwrap();
+    assert!(["the primary does not answer", "the primary was restarted or stepped down"].contains(&why), "{why}");
+    assert!(texts[proposed].contains(why), "{}", texts[proposed]);
+    let (_, explained) = client.json(Method::GET, "/explain?shard=sh1", None).await.unwrap();
+    assert!(explained["why_primary"].to_string().contains(why), "{explained}");
+    let last = events["last"].as_u64().unwrap();
+    let (code, _) = client.json(Method::POST, "/drain", Some(&json!({ "server": "Nobody" }))).await.unwrap();
+    assert_eq!(code.as_u16(), 400);
+    let refused = ok(&mut client, Method::GET, &format!("/events?after={last}"), Value::Null).await;
+    let text = "an operator asked for /drain of Nobody: refused, as Server 'Nobody' does not exist";
+    assert_eq!((&refused["events"][0]["kind"], &refused["events"][0]["text"]), (&json!("refused"), &json!(text)));
+    let text = text_of(&mut client, "/metrics").await;
+    assert!(metric(&text, "twinshard_elections_total").is_some_and(|count| count >= 4.0), "{text}");
     let (code, refusal) = client.json(Method::GET, "/events?after=x", None).await.unwrap();
     assert_eq!((code.as_u16(), &refusal["code"]), (400, &json!("invalid-request")));
 
     // A server has its own.
     let (_, status) = client.json(Method::GET, "/status", None).await.unwrap();
-    let server = format!("http://{}", status["health"][&victim]["http"].as_str().unwrap());
+    let primary = leader(&status).unwrap();
+    let server = format!("http://{}", status["health"][&primary]["http"].as_str().unwrap());
     let mut at_server = Client::new(&server, Duration::from_secs(15)).unwrap();
     assert_eq!(ok(&mut at_server, Method::GET, "/readyz", Value::Null).await["status"], "success");
     let text = text_of(&mut at_server, "/metrics").await;
     assert!(metric(&text, "twinshard_storage_seconds_count{work=\"persist\"}").is_some_and(|count| count > 0.0), "{text}");
+    assert_eq!(metric(&text, "twinshard_storage_errors_total{work=\"persist\"}"), Some(0.0), "{text}");
+    assert!(metric(&text, "twinshard_elections_total").is_some_and(|count| count >= 1.0), "{text}");
+    assert!(metric(&text, "twinshard_peer_total{kind=\"sent\"}").is_some_and(|count| count > 0.0), "{text}");
+    for queue in ["log", "log batches", "row store", "requests"] {
+        assert!(metric(&text, &format!("twinshard_queue{{queue=\"{queue}\"}}")).is_some(), "{queue}: {text}");
+    }
+    assert!(
+        ["requests_waiting", "storage_open", "peer_messages_waiting"].iter().all(|name| text.contains(&format!("\ntwinshard_{name} ")))
+    );
+    let of_sh1 = |name: &str| {
+        let labels = format!("twinshard_{name}{{shard=\"sh1\",server=\"{primary}\",replica=\"");
+        text.lines().find_map(|line| line.strip_prefix(&labels)?.split_once(' ')?.1.parse::<f64>().ok())
+    };
+    let epoch = status["shards"][0]["epoch"].as_f64();
+    assert_eq!((of_sh1("replica_epoch"), of_sh1("replica_leads")), (epoch, Some(1.0)), "{text}");
+    assert!(of_sh1("replica_commit_index") >= Some(1.0) && of_sh1("replica_applied_index") >= Some(1.0), "{text}");
+    assert!(of_sh1("replica_commit_lag").is_some() && of_sh1("replica_apply_lag").is_some(), "{text}");
+    let told = text_of(&mut at_server, "/events").await;
+    assert!(told.contains(&format!("sh1: {primary} leads epoch ")), "{told}");
 
     let output = Command::new(production_binary()).args(["events", "--url", &up.url]).stdin(Stdio::null()).output().unwrap();
     let printed = String::from_utf8(output.stdout).unwrap();
@@ -126,6 +160,14 @@ fn request_is_followed_from_its_name_to_the_server_that_carried_it_out() {
     assert!(unnamed.status == 200 && unnamed.header("x-request-id").is_some());
     let named = send("/write", &[("X-Request-Id", "order-7")], json!({ "data": [row(1, 7)] }));
     assert_eq!((named.status, named.header("x-request-id")), (200, Some("order-7")));
+    // At a server that has to forward it.
+    let status: Value = serde_json::from_slice(&wire::send(address, "GET", "/status", &[], b"").body).unwrap();
+    let primary = status["shards"][0]["primary_server"].as_str().unwrap();
+    let (_, backup) = status["health"].as_object().unwrap().iter().find(|(name, _)| *name != primary).unwrap();
+    let write = json!({ "shard": "sh1", "curr_idx": 1, "data": [row(2, 7)] });
+    let forwarded =
+        wire::send(backup["http"].as_str().unwrap(), "POST", "/write", &[("X-Request-Id", "order-8")], write.to_string().as_bytes());
+    assert_eq!((forwarded.status, forwarded.header("x-request-id")), (200, Some("order-8")));
     signal("TERM", &[up.id()]);
     printed.read_to_string(&mut String::new()).unwrap();
     assert!(up.wait().unwrap().success());
@@ -138,7 +180,14 @@ fn request_is_followed_from_its_name_to_the_server_that_carried_it_out() {
     assert!(of_it.iter().any(|line| line["message"] == "answered" && line["path"] == "/write" && line["status"] == 200), "{of_it:?}");
     let exchange = of_it.iter().find_map(|line| line["exchange"].as_str()).unwrap();
     let logs = std::fs::read_dir(dir.path().join("data/logs")).unwrap();
-    let servers: Vec<Value> = logs.flat_map(|log| lines(&log.unwrap().path())).filter(|line| line["exchange"] == exchange).collect();
-    let what: Vec<&str> = servers.iter().filter_map(|line| line["what"].as_str()).collect();
-    assert_eq!(what, ["asked", "answers"], "{servers:?}");
+    let logged: Vec<Value> = logs.flat_map(|log| lines(&log.unwrap().path())).collect();
+    let carried_out = |exchange: &str| {
+        let of_it: Vec<&Value> = logged.iter().filter(|line| line["exchange"] == exchange && line["message"] != "asks").collect();
+        let what: Vec<&str> = of_it.iter().filter_map(|line| line["what"].as_str()).collect();
+        assert_eq!(what, ["asked", "answers"], "{of_it:?}");
+    };
+    carried_out(exchange);
+    let asks: Vec<&Value> = logged.iter().filter(|line| line["request"] == "order-8" && line["message"] == "asks").collect();
+    let [asks] = asks[..] else { panic!("{asks:?}") };
+    carried_out(asks["exchange"].as_str().unwrap());
 }

@@ -1,11 +1,12 @@
 //! Why a shard stands as it does: what the planner goes by, in words for people. Decides nothing.
 
-use super::{admin, drive::Drives, observed::Observed, relocate};
+use super::{admin, drive::Drives, observed::Observed, reasons::Reasons, relocate};
 use crate::{
     config::Configuration,
     id::{ReplicaId, ServerId, ShardId},
     map::{ClusterMap, ReplicaStage, ShardRecord},
     message::LeadStage,
+    reason::Reason,
     request::{Explanation, ReplicaExplained},
     time::{Duration, Instant},
 };
@@ -14,6 +15,7 @@ use crate::{
 pub(crate) struct Seen<'a> {
     pub(crate) observed: &'a Observed,
     pub(crate) drives: &'a Drives,
+    pub(crate) reasons: &'a Reasons,
     pub(crate) replace_after: Duration,
     pub(crate) now: Instant,
 }
@@ -23,13 +25,19 @@ impl Seen<'_> {
         server_name(map, map.server_of(replica))
     }
 
+    /// When a server that does not answer was heard of last, in words.
+    fn heard(&self, server: ServerId) -> String {
+        match self.observed.servers.get(&server).and_then(|seen| seen.heard) {
+            Some(heard) => format!("was heard of {} ms ago", self.now.since(heard).as_millis()),
+            None => "was never heard of by this balancer".to_owned(),
+        }
+    }
+
     /// What is known of the server of a replica, in words.
     fn looks(&self, map: &ClusterMap, replica: ReplicaId) -> String {
         let Some(server) = map.server_of(replica) else { return "its server is gone".to_owned() };
-        let quiet = self.observed.quiet(server, self.now);
         match self.observed.status(map, replica, self.now) {
-            _ if quiet == Duration(u64::MAX) => "its server was never heard of".to_owned(),
-            None => format!("its server was heard of {} ms ago", quiet.as_millis()),
+            None => format!("its server {}", self.heard(server)),
             Some(status) if status.lost.is_some() => "it is lost".to_owned(),
             Some(status) => format!("it answers, and its log ends at {}", status.last),
         }
@@ -58,14 +66,14 @@ pub(crate) fn explain(map: &ClusterMap, shard: ShardId, seen: &Seen<'_>, load_co
         current: record.current.clone(),
         pending: record.pending.clone(),
         primary: primary.map(|server| server_name(map, Some(server))),
-        why_primary: why_primary(map, record, primary.is_some(), seen).into_iter().map(Into::into).collect(),
+        why_primary: why_primary(map, shard, record, primary.is_some(), seen).into_iter().map(Into::into).collect(),
         waits_for: waits_for(map, shard, record, seen).into_iter().map(Into::into).collect(),
         replicas: replicas.collect(),
         read: None,
     })
 }
 
-fn why_primary(map: &ClusterMap, record: &ShardRecord, serves: bool, seen: &Seen<'_>) -> Vec<String> {
+fn why_primary(map: &ClusterMap, shard: ShardId, record: &ShardRecord, serves: bool, seen: &Seen<'_>) -> Vec<String> {
     let Some(current) = &record.current else { return vec!["it has never served: its first configuration is not active yet".to_owned()] };
     let (epoch, name) = (current.epoch, seen.name(map, current.primary));
     let mut why = Vec::new();
@@ -85,6 +93,10 @@ fn why_primary(map: &ClusterMap, record: &ShardRecord, serves: bool, seen: &Seen
             Some(LeadStage::Active) | None => {}
         }
     }
+    why.push(match seen.reasons.of(shard, current) {
+        Some(Reason { cause, choice }) => format!("epoch {} was proposed as {cause}, with {name} to lead it as {choice}", epoch.0),
+        None => format!("epoch {} was proposed by another balancer, or in an earlier life of this one: it does not know why", epoch.0),
+    });
     if let Some(wanted) = record.wanted_primary {
         why.push(format!("an operator asked for {} to lead", server_name(map, Some(wanted))));
     }
@@ -108,7 +120,7 @@ fn waits_for(map: &ClusterMap, shard: ShardId, record: &ShardRecord, seen: &Seen
             .iter()
             .find(|(_, replica)| replica.shard == shard && replica.server == *server && replica.stage != ReplicaStage::Retired);
         if !seen.observed.is_alive(*server, seen.now) {
-            waits.push(format!("{name} to answer: it was heard of {} ms ago", seen.observed.quiet(*server, seen.now).as_millis()));
+            waits.push(format!("{name} to answer: it {}", seen.heard(*server)));
         } else if replica.is_none_or(|(_, replica)| replica.stage == ReplicaStage::Minted) {
             waits.push(format!("{name} to create its replica"));
         }
@@ -150,7 +162,8 @@ fn learners(map: &ClusterMap, current: &Configuration, seen: &Seen<'_>) -> Vec<S
 fn proposal(map: &ClusterMap, shard: ShardId, record: &ShardRecord, pending: &Configuration, seen: &Seen<'_>) -> Vec<String> {
     let epoch = pending.epoch;
     let name = seen.name(map, pending.primary);
-    let mut waits = vec![format!("epoch {} to be active, led by {name}", epoch.0)];
+    let why = seen.reasons.of(shard, pending).map_or_else(String::new, |reason| format!("; it was proposed as {}", reason.cause));
+    let mut waits = vec![format!("epoch {} to be active, led by {name}{why}", epoch.0)];
     if let Some(current) = &record.current {
         let silent: Vec<Box<str>> = current
             .members

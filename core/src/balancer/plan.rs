@@ -7,6 +7,7 @@ use crate::{
     id::{ReplicaId, ServerId, ShardId},
     map::{ClusterMap, ReplicaRecord, ReplicaStage, ServerGoal, Settings, ShardRecord},
     message::LeadStage,
+    reason::{Cause, Choice, Reason},
     time::{Duration, Instant},
 };
 use std::collections::{BTreeMap, BTreeSet};
@@ -32,16 +33,17 @@ pub(crate) struct Facts<'a> {
     pub(crate) seed: u64,
 }
 
-/// The next map, equal to `map` if nothing is to do.
-pub(crate) fn next_map(map: &ClusterMap, facts: &Facts<'_>) -> ClusterMap {
+/// The next map, equal to `map` if nothing is to do, and why it proposes what it does.
+pub(crate) fn next_map(map: &ClusterMap, facts: &Facts<'_>) -> (ClusterMap, BTreeMap<ShardId, Reason>) {
     let mut next = map.clone();
+    let mut reasons = BTreeMap::new();
     replicas(&mut next, facts);
     let shards: Vec<ShardId> = next.shards.keys().copied().collect();
     for shard in shards {
-        configuration(&mut next, shard, facts);
+        reasons.extend(configuration(&mut next, shard, facts).map(|reason| (shard, reason)));
     }
     retire(&mut next, facts);
-    next
+    (next, reasons)
 }
 
 /// The write quorum of a configuration of so many members.
@@ -76,26 +78,26 @@ fn replicas(map: &mut ClusterMap, facts: &Facts<'_>) {
     }
 }
 
-/// Activates what is installed, proposes what is due.
-fn configuration(map: &mut ClusterMap, shard: ShardId, facts: &Facts<'_>) {
-    let Some(record) = map.shards.get(&shard).cloned() else { return };
+/// Activates what is installed, proposes what is due and says why.
+fn configuration(map: &mut ClusterMap, shard: ShardId, facts: &Facts<'_>) -> Option<Reason> {
+    let record = map.shards.get(&shard).cloned()?;
     let mut stuck = None;
     if let Some(pending) = &record.pending {
         if facts.drives.is_installed(shard, pending.epoch) {
             let next = ShardRecord { current: Some(pending.clone()), pending: None, ..record };
             map.shards.insert(shard, next);
-            return;
+            return None;
         }
         stuck = stuck_by(map, shard, &record, pending, facts).map(|why| Stuck { pending, why });
         if stuck.is_none() {
-            return;
+            return None;
         }
     }
     let target = match &record.current {
         None => first_target(map, shard, &record, stuck, facts),
         Some(current) => next_target(map, shard, &record, current, stuck, facts),
     };
-    let Some(Target { members, primary }) = target else { return };
+    let Target { members, primary, reason } = target?;
     let epoch = map.counters.epoch.next();
     let write_quorum = write_quorum(&map.settings, members.len());
     let config = Configuration { epoch, primary, members, write_quorum };
@@ -104,11 +106,13 @@ fn configuration(map: &mut ClusterMap, shard: ShardId, facts: &Facts<'_>) {
     if let Some(record) = map.shards.get_mut(&shard) {
         record.pending = Some(config);
     }
+    Some(reason)
 }
 
 struct Target {
     members: Vec<ReplicaId>,
     primary: ReplicaId,
+    reason: Reason,
 }
 
 /// A proposal that cannot be finished. Members may have promised its epoch, so `current` serves no more either: whatever comes next, it
@@ -132,6 +136,13 @@ impl Stuck<'_> {
     /// Who led it, if it stood still: another is asked to lead the next one, where there is another.
     fn tired(self) -> Option<ReplicaId> {
         (self.why == Why::StoodStill).then_some(self.pending.primary)
+    }
+
+    const fn cause(self) -> Cause {
+        match self.why {
+            Why::EpochOver => Cause::EpochOver,
+            Why::StoodStill => Cause::StoodStill,
+        }
     }
 }
 
@@ -197,7 +208,13 @@ fn first_target(map: &ClusterMap, shard: ShardId, record: &ShardRecord, stuck: O
         .iter()
         .copied()
         .min_by_key(|id| (stuck.and_then(Stuck::tired) == Some(*id), map.server_of(*id) != record.wanted_primary, lead_count(id), *id))?;
-    Some(Target { members, primary })
+    let choice = match members.len() {
+        1 => Choice::OnlyOne,
+        _ if map.server_of(primary) == record.wanted_primary => Choice::Wished,
+        _ => Choice::LeadsLeast,
+    };
+    let first = if members.len() >= wanted { Cause::First } else { Cause::FirstOfSome };
+    Some(Target { members, primary, reason: Reason { cause: stuck.map_or(first, Stuck::cause), choice } })
 }
 
 /// What should follow the current configuration; `None` if it is fine as it is or nothing can be done now.
@@ -223,20 +240,8 @@ fn next_target(
 
     // The primary leads on unless it may not, cannot, or does not answer.
     let lead = observed.lead(map, current.primary, current.epoch, now);
-    let primary_fine = ready(current.primary)
-        && match observed.status(map, current.primary, now) {
-            None => silent(current.primary) <= FAIL_OVER_AFTER,
-            // What it said before it was installed says nothing.
-            Some(status) if status.promised < current.epoch => true,
-            Some(status) if status.promised == current.epoch => match status.lead {
-                Some(LeadStage::Active | LeadStage::Installed | LeadStage::Installing) => true,
-                // R15: it may not lead the epoch that it promised.
-                Some(LeadStage::Lame | LeadStage::SourceFailed) | None => facts.drives.is_ignoring_lame(),
-            },
-            // Sealed for an epoch that never came to be.
-            Some(_) => false,
-        }
-        && !is_cut_off(map, current, facts);
+    let against = against_primary(map, current, facts);
+    let primary_fine = against.is_none();
     let tired = stuck.and_then(Stuck::tired);
 
     let alive = current.members.iter().filter(|id| usable(**id)).count();
@@ -269,39 +274,93 @@ fn next_target(
     let can_lead = |id: &ReplicaId| usable(*id) && silent(*id) <= FAIL_OVER_AFTER;
     // One whose row store is away commits, and answers little: another leads, if it can.
     let others_store = members.iter().any(|id| *id != current.primary && can_lead(id) && !store_away(*id));
-    let primary_fine = primary_fine && !(store_away(current.primary) && others_store);
+    let against = against.or_else(|| (store_away(current.primary) && others_store).then_some(Cause::StoreAway));
+    let primary_fine = against.is_none();
     let wanted_primary = record
         .wanted_primary
         .and_then(|server| members.iter().copied().find(|id| server_of(*id) == Some(server)))
         .filter(|id| can_lead(id) && tired != Some(*id) && !store_away(*id));
-    let primary = match wanted_primary {
-        Some(wanted) => wanted,
-        None if primary_fine && members.contains(&current.primary) && tired != Some(current.primary) => current.primary,
+    let (primary, choice) = match wanted_primary {
+        Some(wanted) => (wanted, Choice::Wished),
+        None if primary_fine && members.contains(&current.primary) && tired != Some(current.primary) => (current.primary, Choice::Leads),
         None => {
             let leads = leads(map);
             let lead_count = |id: ReplicaId| server_of(id).and_then(|server| leads.get(&server).copied()).unwrap_or(0);
             let last = |id: ReplicaId| observed.status(map, id, now).map(|status| status.last).unwrap_or_default();
             // The best log needs no fetch; among equals, who leads least.
-            let best = members.iter().copied().filter(can_lead);
-            best.max_by_key(|id| {
-                let is_fresh = tired != Some(*id) && (primary_fine || *id != current.primary);
-                (!store_away(*id), is_fresh, last(*id), std::cmp::Reverse(lead_count(*id)), std::cmp::Reverse(*id))
-            })?
+            let rank = |id: ReplicaId| {
+                let is_fresh = tired != Some(id) && (primary_fine || id != current.primary);
+                (!store_away(id), is_fresh, last(id))
+            };
+            let able: Vec<ReplicaId> = members.iter().copied().filter(can_lead).collect();
+            let best = able.iter().copied();
+            let best = best.max_by_key(|id| (rank(*id), std::cmp::Reverse(lead_count(*id)), std::cmp::Reverse(*id)))?;
+            let others = || able.iter().copied().filter(|id| *id != best).map(rank);
+            let choice = match rank(best) {
+                best if others().any(|other| other == best) => Choice::LeadsLeast,
+                best if others().any(|other| (other.0, other.1) == (best.0, best.1)) => Choice::NewestLog,
+                _ => Choice::OnlyOne,
+            };
+            (best, choice)
         }
     };
     let members: Vec<ReplicaId> = members.into_iter().collect();
     if stuck.is_none() && primary_fine && primary == current.primary && members == current.members {
         return None;
     }
+    let cause = match (stuck, against) {
+        (Some(stuck), _) => stuck.cause(),
+        (None, Some(against)) => against,
+        (None, None) if primary != current.primary && choice == Choice::Wished => Cause::PrimaryWished,
+        (None, None) if !members.contains(&current.primary) => Cause::PrimaryUnwanted,
+        (None, None) => {
+            let gone = || current.members.iter().copied().filter(|id| !members.contains(id));
+            if gone().any(|id| !ready(id)) {
+                Cause::MemberLost
+            } else if gone().any(|id| !placed(id)) {
+                Cause::MemberUnwanted
+            } else if gone().next().is_some() {
+                Cause::MemberSilent
+            } else {
+                Cause::LearnerReady
+            }
+        }
+    };
+    let reason = Reason { cause, choice };
     // What is proposed must be able to install.
     let able = members.iter().filter(|id| usable(**id)).count();
     let config = Configuration { epoch: current.epoch, primary, write_quorum: write_quorum(&map.settings, members.len()), members };
     if able < config.install_quorum() {
         // Only those that answer, if that is what it takes.
         let members: Vec<ReplicaId> = config.members.iter().copied().filter(|id| usable(*id)).collect();
-        return members.contains(&primary).then_some(Target { members, primary });
+        return members.contains(&primary).then_some(Target { members, primary, reason });
     }
-    Some(Target { members: config.members, primary })
+    Some(Target { members: config.members, primary, reason })
+}
+
+/// What speaks against the primary of the current configuration.
+fn against_primary(map: &ClusterMap, current: &Configuration, facts: &Facts<'_>) -> Option<Cause> {
+    let Facts { now, observed, .. } = *facts;
+    let primary = current.primary;
+    if map.replicas.get(&primary).is_none_or(|replica| replica.stage != ReplicaStage::Ready) {
+        return Some(Cause::PrimaryLost);
+    }
+    let against = match observed.status(map, primary, now) {
+        None => {
+            let silent = map.server_of(primary).is_none_or(|server| observed.quiet(server, now) > FAIL_OVER_AFTER);
+            silent.then_some(Cause::PrimarySilent)
+        }
+        // What it said before it was installed says nothing.
+        Some(status) if status.promised < current.epoch => None,
+        Some(status) if status.promised == current.epoch => match status.lead {
+            Some(LeadStage::Active | LeadStage::Installed | LeadStage::Installing) => None,
+            // R15: it may not lead the epoch that it promised.
+            Some(LeadStage::Lame | LeadStage::SourceFailed) | None => (!facts.drives.is_ignoring_lame()).then_some(Cause::PrimaryLame),
+        },
+        // Sealed for an epoch that never came to be.
+        Some(_) => Some(Cause::PrimarySealed),
+    };
+    against.or_else(|| is_cut_off(map, current, facts).then_some(Cause::PrimaryCutOff))
 }
 
 /// Whether the primary reaches too few members to commit anything, by its own word. The balancer reaches it, so nothing else tells.
@@ -328,7 +387,8 @@ fn without_unreached(
         return None;
     }
     let members: Vec<ReplicaId> = members.iter().copied().filter(|id| !unreached.contains(id)).collect();
-    (members.contains(&primary) && members.len() <= MEMBERS_MAX).then_some(Target { members, primary })
+    let reason = Reason { cause: Cause::Unreached, choice: Choice::OnlyOne };
+    (members.contains(&primary) && members.len() <= MEMBERS_MAX).then_some(Target { members, primary, reason })
 }
 
 /// Whether a configuration, active or proposed, has a member on the server.

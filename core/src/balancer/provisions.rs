@@ -137,6 +137,7 @@ impl BalancerMachine {
             }
             ProvisionAnswer::Stopped => {
                 self.drives.stopped.insert(server);
+                out.push(BalancerEffect::Note(Note::Stopped { server }));
             }
             ProvisionAnswer::Failed { reason } => {
                 // Nobody saw whether it runs.

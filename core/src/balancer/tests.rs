@@ -2,6 +2,7 @@
 
 mod admins;
 mod life;
+mod notes;
 mod provisioning;
 mod register;
 mod relocations;

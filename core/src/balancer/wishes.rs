@@ -3,10 +3,10 @@
 
 use super::{BalancerMachine, Register, admin, admin::Goal, explain, relocate, status};
 use crate::{
-    effect::BalancerEffect,
+    effect::{BalancerEffect, Note},
     id::{ShardId, Token},
     map::ClusterMap,
-    request::{Reply, Request, RequestError, Subject},
+    request::{Reply, Request, RequestError, Subject, shortened},
     time::Instant,
 };
 use std::sync::Arc;
@@ -137,16 +137,22 @@ impl BalancerMachine {
             }
         }
         for (token, error) in refused {
-            self.admins.retain(|admin| admin.token != token);
+            if let Some(place) = self.admins.iter().position(|admin| admin.token == token)
+                && let Some(admin) = self.admins.remove(place)
+                && let Some(request) = admin.request.change()
+            {
+                out.push(BalancerEffect::Note(Note::Refused { request, reason: shortened(&error.to_string()) }));
+            }
             out.push(BalancerEffect::Reply { token, reply: Reply::Failed(error) });
         }
         (next, goals)
     }
 
     /// The map wants what these requests asked for.
-    pub(super) fn set_goals(&mut self, goals: Vec<(Token, Goal)>) {
+    pub(super) fn set_goals(&mut self, goals: Vec<(Token, Goal)>, out: &mut Vec<BalancerEffect>) {
         for (token, goal) in goals {
             if let Some(admin) = self.admins.iter_mut().find(|admin| admin.token == token) {
+                out.extend(admin.request.change().map(|request| BalancerEffect::Note(Note::Granted { request })));
                 admin.goal = Some(goal);
                 admin.tried = None;
             }
@@ -165,7 +171,7 @@ impl BalancerMachine {
     /// Why a shard stands as it does.
     fn explain(&self, map: &ClusterMap, subject: &Subject, now: Instant) -> Reply {
         let replace_after = self.config.replace_after;
-        let seen = explain::Seen { observed: &self.observed, drives: &self.drives, replace_after, now };
+        let seen = explain::Seen { observed: &self.observed, drives: &self.drives, reasons: &self.reasons, replace_after, now };
         let shard = subject_of(map, subject);
         let explained = shard.and_then(|shard| explain::explain(map, shard, &seen, |server| self.router.load_count(server)));
         match (shard, explained) {

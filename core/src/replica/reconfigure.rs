@@ -4,12 +4,13 @@
 //! Vertical Paxos II (Lamport, Malkhi, Zhou 2009): state is transferred before the configuration is activated.
 
 use super::{
-    Replica, Role,
+    Replica, ReplicaEffect, Role,
     durability::After,
     replication::{Follower, Lead, is_contiguous},
 };
 use crate::{
     command::{Command, Entry},
+    effect::Note,
     id::{Epoch, LogIndex, NodeId, Position, ReplicaId, StageId},
     message::{Install, LeadStage, ReplicaBody, ToBalancer},
     planted::Bug,
@@ -409,6 +410,7 @@ impl Replica {
         }
         if let Some(lead) = self.lead_mut().filter(|lead| lead.epoch() == epoch && lead.stage == LeadStage::Installed) {
             lead.stage = LeadStage::Active;
+            self.out.push(ReplicaEffect::Note(Note::Leads { replica: self.id, shard: self.shard, epoch }));
         }
         let stage = self.lead_stage(epoch);
         if let Some(stage) = stage {

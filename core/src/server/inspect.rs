@@ -1,4 +1,4 @@
-//! What can be seen of a server machine from outside: for the checks of the simulator. Never changes anything.
+//! What can be seen of a server machine from outside: for the checks of the simulator and for metrics. Never changes anything.
 
 use super::ServerMachine;
 use crate::{

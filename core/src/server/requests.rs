@@ -91,10 +91,24 @@ impl OwnRequests {
 }
 
 impl ServerMachine {
+    /// The request of its own HTTP that an exchange with another server is a part of. For logs.
+    #[must_use]
+    pub fn request_of(&self, tag: Tag) -> Option<Token> {
+        self.own.tags.get(&tag.number).copied()
+    }
+
     pub(super) fn on_request(&mut self, token: Token, request: ServerRequest, deadline: Instant, out: &mut Vec<ServerEffect>) {
         let (name, kind) = match request {
             ServerRequest::Shards => {
                 let reply = self.shards_reply();
+                out.push(ServerEffect::Reply { token, reply });
+                return;
+            }
+            ServerRequest::Status => {
+                let replicas = self.replicas.values().map(|replica| replica.status(self.now)).collect();
+                let (request_count, outstanding_count) = (self.own.requests.len() as u64, self.outstanding_count() as u64);
+                let map = self.map.as_ref().map(|(_, map)| Arc::clone(map));
+                let reply = ServerReply::Status { replicas, request_count, outstanding_count, map };
                 out.push(ServerEffect::Reply { token, reply });
                 return;
             }

@@ -15,7 +15,8 @@ const ASK_TIMEOUT_MS: u64 = 12_000;
 #[derive(Debug, Args)]
 #[command(after_help = "Example:
   twinshard move sh1 --from Server0 --to Server3
-It ends when the new replica serves and the old one is gone. Interrupted, the move goes on; given again, the command waits for it.")]
+It ends when the new replica serves and the old one is no member any more; what that leaves on its server is removed soon after.
+Interrupted, the move goes on; given again, the command waits for it.")]
 pub struct Move {
     /// The shard
     shard: String,

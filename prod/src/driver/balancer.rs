@@ -1,6 +1,11 @@
 //! The task that owns a balancer machine.
 
-use super::{Clock, INPUTS_MAX, NodeError, Notes, StorageMode, StorageWork, TICK_MIN, pending::Pending, server::next_ask, worker::Worker};
+use super::{
+    Clock, INPUTS_MAX, NodeError, Notes, StorageMode, StorageWork, TICK_MIN,
+    pending::Pending,
+    server::{depth, next_ask},
+    worker::Worker,
+};
 use crate::{
     handle::Ask,
     net::Network,
@@ -9,6 +14,7 @@ use crate::{
     register::{Register, RegisterError},
     request_id,
 };
+use prometheus_client::metrics::gauge::Gauge;
 use std::{pin::Pin, sync::Arc, time::Duration};
 use tokio::{
     sync::{mpsc, watch},
@@ -49,6 +55,8 @@ pub(crate) struct BalancerDriver<N: Network, P: Provisioner> {
     provisioner: Arc<P>,
     provisioning: JoinSet<(Token, ProvisionAnswer)>,
     pending: Pending<Reply>,
+    /// Tells how many requests are not answered.
+    depth: Gauge,
     swept: Instant,
     map: watch::Sender<Option<(MapVersion, Arc<ClusterMap>)>>,
     /// The newest map, until others are told.
@@ -85,6 +93,7 @@ impl<N: Network, P: Provisioner> BalancerDriver<N, P> {
                 RegisterJob::Read(_) => StorageWork::RegisterRead,
                 RegisterJob::Swap(..) => StorageWork::RegisterSwap,
             },
+            |(_, answer)| matches!(answer, RegisterAnswer::Unavailable),
             move |job| match job {
                 RegisterJob::Read(token) => {
                     let answer = register.read().map(|(version, map)| RegisterAnswer::Read { version, map });
@@ -108,6 +117,7 @@ impl<N: Network, P: Provisioner> BalancerDriver<N, P> {
             provisioner: Arc::new(provisioner),
             provisioning: JoinSet::new(),
             pending: Pending::new(),
+            depth: notes.telemetry().queue("requests"),
             swept: Instant::now(),
             map,
             newest: None,
@@ -237,19 +247,19 @@ impl<N: Network, P: Provisioner> BalancerDriver<N, P> {
                 BalancerEffect::Note(note) => self.notes.tell(self.machine.id().map(NodeId::Balancer), &note),
             }
         }
+        self.depth.set(depth(self.pending.len()));
         self.introduce();
         Ok(())
     }
 
     /// Says of which request an exchange with a server is a part.
     fn log_exchange(&self, server: ServerId, message: &Message) {
-        if let Some((part, tag)) = request_id::asked(message)
+        if let Some(exchange) = request_id::asked(message)
             && tracing::enabled!(target: request_id::TARGET, tracing::Level::DEBUG)
-            && let Some(request) = self.machine.request_of(tag).and_then(|token| self.pending.id(token))
+            && let Some(request) = self.machine.request_of(exchange.1).and_then(|token| self.pending.id(token))
             && let Some(id) = self.machine.id()
         {
-            let exchange = format_args!("{id}/{}", tag.number);
-            tracing::debug!(target: request_id::TARGET, %request, exchange = %exchange, part, to = %server, "asks");
+            request_id::log_asked(request, NodeId::Balancer(id), exchange, NodeId::Server(server));
         }
     }
 

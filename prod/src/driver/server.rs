@@ -8,7 +8,9 @@ use crate::{
     peer::{Inbound, Peers},
     request_id,
     rows::{RowStore, StoreError},
+    telemetry::Telemetry,
 };
+use prometheus_client::metrics::gauge::Gauge;
 use std::{pin::Pin, sync::Arc};
 use tokio::{
     sync::{mpsc, watch},
@@ -34,6 +36,23 @@ type Group = (Vec<Token>, Vec<LogBatch>);
 type LogWorker = Worker<Group, Result<Vec<Token>, LogError>>;
 type RowsWorker = Worker<(Token, ReplicaId, StoreCommand), Result<(Token, StoreAnswer), StoreError>>;
 
+/// How much waits at the driver.
+struct Depths {
+    requests: Gauge,
+    unsynced: Gauge,
+}
+
+impl Depths {
+    fn new(telemetry: &Telemetry) -> Self {
+        Self { requests: telemetry.queue("requests"), unsynced: telemetry.queue("log batches") }
+    }
+}
+
+/// As gauges have it.
+pub(super) fn depth(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
+
 /// A server machine and all it is connected to.
 pub(crate) struct ServerDriver<N: Network> {
     machine: ServerMachine,
@@ -48,6 +67,7 @@ pub(crate) struct ServerDriver<N: Network> {
     unsynced: Group,
     rows: RowsWorker,
     pending: Pending<ServerReply>,
+    depths: Depths,
     map: watch::Sender<Option<(MapVersion, Arc<ClusterMap>)>>,
     notes: Notes,
     stop: watch::Receiver<bool>,
@@ -76,6 +96,7 @@ impl<N: Network> ServerDriver<N> {
             ends.notes.telemetry(),
             1,
             |(_, batches): &Group| StorageWork::Persist { record_count: batches.iter().map(Vec::len).sum() },
+            Result::is_err,
             move |(tokens, batches): Group| log.persist(&batches).map(|()| tokens),
         )?;
         let rows = Worker::start(
@@ -90,6 +111,7 @@ impl<N: Network> ServerDriver<N> {
                 | StoreCommand::CloseSnapshot(_) => StorageWork::RowsRead,
                 _ => StorageWork::RowsWrite,
             },
+            |answer| !matches!(answer, Ok((_, answer)) if !matches!(answer, StoreAnswer::Unavailable | StoreAnswer::Lost(_))),
             move |(token, replica, command)| rows.execute(replica, command).map(|answer| (token, answer)),
         )?;
         let ServerEnds { machine, cluster, clock, peers, inbound, asks, map, notes, stop } = ends;
@@ -105,6 +127,7 @@ impl<N: Network> ServerDriver<N> {
             unsynced: (Vec::new(), Vec::new()),
             rows,
             pending: Pending::new(),
+            depths: Depths::new(notes.telemetry()),
             map,
             notes,
             stop,
@@ -237,11 +260,22 @@ impl<N: Network> ServerDriver<N> {
         inputs.push(ServerInput::Request { token, request: ask.request, deadline });
     }
 
+    /// Says of which request of its own HTTP an exchange with another server is a part.
+    fn log_asked(&self, to: NodeId, message: &Message) {
+        if let Some(exchange) = request_id::asked(message)
+            && tracing::enabled!(target: request_id::TARGET, tracing::Level::DEBUG)
+            && let Some(request) = self.machine.request_of(exchange.1).and_then(|token| self.pending.id(token))
+        {
+            request_id::log_asked(request, self.node, exchange, to);
+        }
+    }
+
     fn carry_out(&mut self, effects: &mut Vec<ServerEffect>) -> Result<(), NodeError> {
         for effect in effects.drain(..) {
             match effect {
                 ServerEffect::Send { to, message } => {
                     request_id::log_exchange(to, request_id::answered(&message), self.node, "answers");
+                    self.log_asked(to, &message);
                     self.peers.send(to, message);
                 }
                 ServerEffect::Persist { token, batch } => {
@@ -258,6 +292,8 @@ impl<N: Network> ServerDriver<N> {
         if !self.unsynced.0.is_empty() && self.log.is_free() {
             self.log.submit(std::mem::take(&mut self.unsynced))?;
         }
+        self.depths.requests.set(depth(self.pending.len()));
+        self.depths.unsynced.set(depth(self.unsynced.0.len()));
         Ok(())
     }
 }

@@ -9,6 +9,7 @@ use crate::{
     peer::{Counters, Identity, Inbound, PeerParts, PeerSettings, Peers, memory::Memory},
     rows::{RowStore, StoreError},
     secret::Secret,
+    telemetry::{Measured, Telemetry},
 };
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -276,6 +277,12 @@ async fn burst<N: Network>(world: &mut World<N>, writes: u64) -> usize {
     world.script.persists.load(Ordering::SeqCst) - before
 }
 
+/// How often that work failed, once it was done at all.
+fn errors(telemetry: &Telemetry, work: &str) -> Option<u64> {
+    let name = format!("twinshard_storage_errors_total{{work=\"{work}\"}} ");
+    telemetry.text(Measured::default()).lines().find_map(|line| line.strip_prefix(&name)?.parse().ok())
+}
+
 fn simulated() -> StorageMode {
     StorageMode::Inline(Arc::new(|_| Duration::from_millis(4)))
 }
@@ -320,11 +327,14 @@ async fn a_log_that_fails_stops_the_node_with_the_reason() {
     let mut world = World::start(Memory::default(), simulated()).await;
     world.lead().await;
     world.script.log_fails.store(true, Ordering::SeqCst);
+    let telemetry = world.server.handle().telemetry().clone();
+    assert_eq!(errors(&telemetry, "persist"), Some(0));
     world.write(1);
     let mut stopped = world.server.stop().watch();
     timeout(Duration::from_secs(20), stopped.wait_for(|stopped| *stopped)).await.expect("in time").expect("watched");
     let ended = world.server.join().await;
     assert!(matches!(ended, Err(NodeError::Log(LogError::Io(_)))), "{ended:?}");
+    assert_eq!(errors(&telemetry, "persist"), Some(1));
     assert_eq!(world.script.closed.load(Ordering::SeqCst), 2, "log and rows are closed");
     assert!(world.inbound.try_recv().is_err(), "nothing was acknowledged");
 }
@@ -333,11 +343,13 @@ async fn a_log_that_fails_stops_the_node_with_the_reason() {
 async fn a_row_store_that_fails_stops_the_node_with_the_reason() {
     let mut world = World::start(TokioNetwork, StorageMode::Threads).await;
     world.script.rows_fail.store(true, Ordering::SeqCst);
+    let telemetry = world.server.handle().telemetry().clone();
     let map = Arc::clone(&world.map);
     world.tell(ToServer::Map { version: MapVersion(1), map });
     world.tell(ToServer::Create { version: MapVersion(1), owner: OwnerNumber(1), replica: REPLICA, shard: ShardId(1) });
     let ended = timeout(Duration::from_secs(20), world.server.join()).await.expect("in time");
     assert!(matches!(ended, Err(NodeError::Rows(StoreError::Failed(_)))), "{ended:?}");
+    assert_eq!(errors(&telemetry, "rows-write"), Some(1));
 }
 
 #[tokio::test]

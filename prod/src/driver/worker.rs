@@ -3,6 +3,7 @@
 
 use super::NodeError;
 use crate::telemetry::Telemetry;
+use prometheus_client::metrics::gauge::Gauge;
 use std::{
     collections::VecDeque,
     fmt,
@@ -64,23 +65,27 @@ pub(super) struct Worker<J, A> {
     waiting: VecDeque<J>,
     running: usize,
     window: usize,
+    /// Tells how many jobs are not answered.
+    depth: Gauge,
     /// The task, in line. A thread is known to have ended when its end of `answers` is dropped.
     task: JoinSet<()>,
 }
 
 impl<J: Send + 'static, A: Send + 'static> Worker<J, A> {
-    /// Starts it. At most `window` jobs are handed to it before one is answered.
+    /// Starts it. At most `window` jobs are handed to it before one is answered. `failed` says of an answer whether to count an error.
     pub(super) fn start(
         part: &'static str,
         mode: &StorageMode,
         telemetry: &Telemetry,
         window: usize,
         classify: fn(&J) -> StorageWork,
+        failed: fn(&A) -> bool,
         mut work: impl FnMut(J) -> A + Send + 'static,
     ) -> Result<Self, NodeError> {
         let (jobs, mut taken) = mpsc::channel::<J>(window);
         let (answer, answers) = mpsc::channel(window);
         let mut task = JoinSet::new();
+        let depth = telemetry.queue(part);
         let telemetry = telemetry.clone();
         match mode {
             StorageMode::Threads => {
@@ -90,7 +95,7 @@ impl<J: Send + 'static, A: Send + 'static> Worker<J, A> {
                         while let Some(job) = taken.blocking_recv() {
                             let (class, began) = (classify(&job), Instant::now());
                             let answered = work(job);
-                            telemetry.worked(class, began.elapsed());
+                            telemetry.worked(class, began.elapsed(), failed(&answered));
                             if answer.blocking_send(answered).is_err() {
                                 break;
                             }
@@ -110,7 +115,7 @@ impl<J: Send + 'static, A: Send + 'static> Worker<J, A> {
                         tokio::time::sleep(before).await;
                         let answered = work(job);
                         tokio::time::sleep(whole.saturating_sub(before)).await;
-                        telemetry.worked(class, whole);
+                        telemetry.worked(class, whole, failed(&answered));
                         if answer.send(answered).await.is_err() {
                             break;
                         }
@@ -119,12 +124,13 @@ impl<J: Send + 'static, A: Send + 'static> Worker<J, A> {
                 });
             }
         }
-        Ok(Self { part, jobs, answers, waiting: VecDeque::new(), running: 0, window, task })
+        Ok(Self { part, jobs, answers, waiting: VecDeque::new(), running: 0, window, depth, task })
     }
 
     /// Gives it a job. Never blocks.
     pub(super) fn submit(&mut self, job: J) -> Result<(), NodeError> {
         self.waiting.push_back(job);
+        self.depth.inc();
         self.pump()
     }
 
@@ -162,6 +168,7 @@ impl<J: Send + 'static, A: Send + 'static> Worker<J, A> {
 
     fn answered(&mut self, answer: A) -> Result<A, NodeError> {
         self.running -= 1;
+        self.depth.dec();
         self.pump()?;
         Ok(answer)
     }
@@ -188,10 +195,11 @@ fn ended(part: &'static str, error: &JoinError) -> NodeError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::telemetry::Measured;
     use tokio::time::Instant;
 
     fn doubling(mode: &StorageMode, window: usize) -> Worker<u32, u32> {
-        Worker::start("doubler", mode, &Telemetry::default(), window, |_| StorageWork::RowsRead, |job| job * 2).expect("started")
+        Worker::start("doubler", mode, &Telemetry::default(), window, |_| StorageWork::RowsRead, |_| false, |job| job * 2).expect("started")
     }
 
     #[tokio::test]
@@ -225,6 +233,27 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn work_that_fails_and_work_that_waits_are_counted() {
+        for mode in [StorageMode::Threads, StorageMode::Inline(Arc::new(|_| Duration::ZERO))] {
+            let telemetry = Telemetry::default();
+            let says = |line: &str| telemetry.text(Measured::default()).lines().any(|said| said == line);
+            let odd_fail = |job: u32| if job % 2 == 0 { Ok(()) } else { Err(()) };
+            let worker = Worker::start("store", &mode, &telemetry, 2, |_| StorageWork::RowsWrite, Result::is_err, odd_fail);
+            let mut worker = worker.expect("started");
+            for job in 0..7 {
+                worker.submit(job).expect("runs");
+            }
+            assert!(says("twinshard_queue{queue=\"store\"} 7"), "{mode:?}");
+            for job in 0..7 {
+                assert_eq!(worker.answer().await.expect("runs"), odd_fail(job));
+            }
+            assert!(says("twinshard_queue{queue=\"store\"} 0"), "{mode:?}");
+            assert!(says("twinshard_storage_errors_total{work=\"rows-write\"} 3"), "{mode:?}");
+            assert!(says("twinshard_storage_seconds_count{work=\"rows-write\"} 7"), "{mode:?}");
+        }
+    }
+
+    #[tokio::test]
     async fn a_store_that_panics_is_an_error() {
         let mut worker = Worker::start(
             "breaker",
@@ -232,6 +261,7 @@ mod tests {
             &Telemetry::default(),
             1,
             |_| StorageWork::RowsRead,
+            |()| false,
             |job: u32| assert!(job > 1, "planned"),
         )
         .expect("started");
@@ -256,6 +286,7 @@ mod tests {
                 &Telemetry::default(),
                 1,
                 |()| StorageWork::RowsRead,
+                |()| false,
                 move |()| {
                     let _held = &store;
                 },

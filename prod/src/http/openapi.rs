@@ -125,7 +125,7 @@ pub(super) const BALANCER: &[Endpoint] = &[
         &["POST"],
         "Moves a replica of a shard from one server to another, while it serves",
         r#"{"shard":"sh1","from":"Server0","to":"Server3"}"#,
-        r#"{"message":"Replica of sh1 moved from Server0 to Server3","status":"successful"}"#,
+        r#"{"message":"Server3 holds a replica of sh1, and Server0 holds none","status":"successful"}"#,
         &[409, 504],
     ),
     endpoint(

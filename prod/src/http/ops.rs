@@ -22,6 +22,7 @@ use twinshard_core::{
     effect::Note,
     id::{ReplicaId, ServerId, ShardId},
     map::ClusterMap,
+    reason::Reason,
 };
 
 /// The type of the OpenMetrics text format, which Prometheus takes.
@@ -123,10 +124,17 @@ struct Events<'a> {
 
 /// Events for people and tools, with the names that the map has for what they speak of.
 fn described(events: &[Event], map: &ClusterMap, now: Instant) -> Vec<(u64, Value)> {
+    // Servers that were removed had a name, too.
+    let removed = events.iter().filter_map(|event| match &event.note {
+        Note::Removed { server, name } => Some((*server, &**name)),
+        _ => None,
+    });
+    let kept = map.servers.iter().map(|(server, record)| (*server, &*record.name));
+    let names: BTreeMap<ServerId, &str> = removed.chain(kept).collect();
     let mut led: BTreeMap<ShardId, Configuration> = BTreeMap::new();
     let mut described = Vec::new();
     for event in events {
-        let (text, facts) = describe(&event.note, map, &led);
+        let (text, facts) = describe(&event.note, map, &names, &led);
         let mut value = json!({
             "number": event.number,
             "ago_ms": u64::try_from(now.saturating_duration_since(event.at).as_millis()).unwrap_or(u64::MAX),
@@ -146,8 +154,9 @@ fn described(events: &[Event], map: &ClusterMap, now: Instant) -> Vec<(u64, Valu
 
 type Facts = Vec<(&'static str, Value)>;
 
-fn describe(note: &Note, map: &ClusterMap, led: &BTreeMap<ShardId, Configuration>) -> (String, Facts) {
-    let name = |server: ServerId| map.servers.get(&server).map_or_else(|| server.to_string(), |record| record.name.to_string());
+fn describe(note: &Note, map: &ClusterMap, names: &BTreeMap<ServerId, &str>, led: &BTreeMap<ShardId, Configuration>) -> (String, Facts) {
+    let name = |server: ServerId| names.get(&server).map_or_else(|| server.to_string(), ToString::to_string);
+    let shard_name = |shard: ShardId| map.shards.get(&shard).map_or_else(|| shard.to_string(), |record| record.name.to_string());
     let of_server = |server: ServerId, words: &str| (format!("{} {words}", name(server)), vec![("server", json!(name(server)))]);
     let home = |replica: ReplicaId| map.server_of(replica).map_or_else(|| replica.to_string(), name);
     match note {
@@ -161,47 +170,94 @@ fn describe(note: &Note, map: &ClusterMap, led: &BTreeMap<ShardId, Configuration
             facts.push(("reason", json!(reason)));
             (format!("{text}: {reason}"), facts)
         }
-        Note::Proposed { shard, config } | Note::Activated { shard, config } => {
-            let shard_name = map.shards.get(shard).map_or_else(|| shard.to_string(), |record| record.name.to_string());
-            let members: Vec<String> = config.members.iter().map(|member| home(*member)).collect();
-            let what = if matches!(note, Note::Proposed { .. }) { "is proposed" } else { "is active" };
-            let mut text = format!("{shard_name}: epoch {} {what}: {} leads", config.epoch.0, home(config.primary));
-            if let (Note::Proposed { .. }, Some(before)) = (note, led.get(shard)) {
-                if before.primary != config.primary {
-                    text.push_str(&format!(" in place of {}", home(before.primary)));
-                }
-                for (word, one, other) in [("without", before, config), ("with", config, before)] {
-                    let changed: Vec<String> =
-                        one.members.iter().filter(|member| !other.has(**member)).map(|member| home(*member)).collect();
-                    if !changed.is_empty() {
-                        text.push_str(&format!(", {word} {}", changed.join(" and ")));
-                    }
-                }
-            } else {
-                text.push_str(&format!(", members {}, {} of them have to have a write", members.join(", "), config.write_quorum));
-            }
-            let facts = vec![
-                ("shard", json!(shard_name)),
-                ("epoch", json!(config.epoch.0)),
-                ("primary", json!(home(config.primary))),
-                ("members", json!(members)),
-                ("write_quorum", json!(config.write_quorum)),
-            ];
-            (text, facts)
+        Note::Stopped { server } => of_server(*server, "was stopped for good"),
+        Note::Removed { server, .. } => of_server(*server, "has left the cluster"),
+        Note::Minted { shard, server, .. } => {
+            let facts = vec![("shard", json!(shard_name(*shard))), ("server", json!(name(*server)))];
+            (format!("{} is to hold a new replica of {}", name(*server), shard_name(*shard)), facts)
         }
+        Note::Retired { shard, server, lost, .. } => {
+            let why = lost.map_or_else(|| "not wanted there any more".to_owned(), |reason| format!("lost there: {reason:?}"));
+            let facts = vec![("shard", json!(shard_name(*shard))), ("server", json!(name(*server))), ("reason", json!(why))];
+            (format!("the replica of {} on {} is given up: it is {why}", shard_name(*shard), name(*server)), facts)
+        }
+        Note::Proposed { shard, config, reason } => {
+            let (text, facts) = configuration("is proposed", config, &shard_name(*shard), led.get(shard), &home);
+            told_why(text, facts, *reason)
+        }
+        Note::Activated { shard, config } => configuration("is active", config, &shard_name(*shard), None, &home),
         Note::Lost { replica, reason } => {
             let shard = map.replicas.get(replica).and_then(|record| map.shards.get(&record.shard));
             let shard = shard.map_or_else(String::new, |record| format!(" of {}", record.name));
             let text = format!("the replica{shard} on {} is lost: {reason:?}", home(*replica));
             (text, vec![("replica", json!(replica.0)), ("reason", json!(format!("{reason:?}")))])
         }
-        Note::Controlling => ("this balancer controls the cluster".to_owned(), vec![]),
         Note::RegisterWentBack { told, found } => {
             let text = format!("the metadata register went back from {told} to {found}: this balancer changes nothing any more");
             (text, vec![("told", json!(told.0)), ("found", json!(found.0))])
         }
+        Note::Leads { replica, shard, epoch } => {
+            let facts = vec![("shard", json!(shard_name(*shard))), ("epoch", json!(epoch.0)), ("primary", json!(home(*replica)))];
+            (format!("{}: {} leads epoch {}", shard_name(*shard), home(*replica), epoch.0), facts)
+        }
+        Note::Granted { request } => (format!("an operator asked for {request}: it is wanted now"), vec![("request", json!(request))]),
+        Note::Refused { request, reason } => {
+            let facts = vec![("request", json!(request)), ("reason", json!(reason))];
+            (format!("an operator asked for {request}: refused, as {reason}"), facts)
+        }
+        Note::Controlling { from: None } => ("this balancer controls the cluster: no other did".to_owned(), vec![]),
+        Note::Controlling { from: Some(from) } => (
+            format!("this balancer controls the cluster: {from}, which did, gave no sign of life"),
+            vec![("from", json!(from.to_string()))],
+        ),
+        Note::Ceded { to } => {
+            let to = to.map_or_else(|| "none".to_owned(), |to| to.to_string());
+            (format!("this balancer does not control the cluster any more: {to} does"), vec![("to", json!(to))])
+        }
         Note::Dropped { reason } => (format!("a message was dropped: {reason}"), vec![("reason", json!(reason))]),
     }
+}
+
+/// What is told of a configuration, by what it changes where the one before is known.
+fn configuration(
+    what: &str,
+    config: &Configuration,
+    shard: &str,
+    before: Option<&Configuration>,
+    home: &dyn Fn(ReplicaId) -> String,
+) -> (String, Facts) {
+    let members: Vec<String> = config.members.iter().map(|member| home(*member)).collect();
+    let mut text = format!("{shard}: epoch {} {what}: {} leads", config.epoch.0, home(config.primary));
+    if let Some(before) = before {
+        if before.primary != config.primary {
+            text.push_str(&format!(" in place of {}", home(before.primary)));
+        }
+        for (word, one, other) in [("without", before, config), ("with", config, before)] {
+            let changed: Vec<String> = one.members.iter().filter(|member| !other.has(**member)).map(|member| home(*member)).collect();
+            if !changed.is_empty() {
+                text.push_str(&format!(", {word} {}", changed.join(" and ")));
+            }
+        }
+    } else {
+        text.push_str(&format!(", members {}, {} of them have to have a write", members.join(", "), config.write_quorum));
+    }
+    let facts = vec![
+        ("shard", json!(shard)),
+        ("epoch", json!(config.epoch.0)),
+        ("primary", json!(home(config.primary))),
+        ("members", json!(members)),
+        ("write_quorum", json!(config.write_quorum)),
+    ];
+    (text, facts)
+}
+
+/// Why it was proposed, and why its primary, where this balancer did it.
+fn told_why(mut text: String, mut facts: Facts, reason: Option<Reason>) -> (String, Facts) {
+    if let Some(Reason { cause, choice }) = reason {
+        text.push_str(&format!("; because {cause}; its primary because {choice}"));
+        facts.extend([("why", json!(cause.to_string())), ("why_primary", json!(choice.to_string()))]);
+    }
+    (text, facts)
 }
 
 #[cfg(test)]
@@ -209,8 +265,10 @@ mod tests {
     use super::*;
     use std::{collections::BTreeSet, time::Duration};
     use twinshard_core::{
-        id::Epoch,
+        id::{BalancerId, Epoch},
         map::{ReplicaRecord, ReplicaStage, ServerGoal, ServerRecord, ShardRecord},
+        reason::{Cause, Choice},
+        storage::LostReason,
         value::Key,
     };
 
@@ -245,8 +303,16 @@ mod tests {
         };
         telemetry.noted(&Note::Activated { shard: ShardId(1), config: config(1, 1, &[1, 2, 3]) });
         telemetry.noted(&Note::Suspected { server: ServerId(1) });
-        telemetry.noted(&Note::Proposed { shard: ShardId(1), config: config(2, 2, &[2, 3, 4]) });
+        let reason = Some(Reason { cause: Cause::PrimarySilent, choice: Choice::NewestLog });
+        telemetry.noted(&Note::Proposed { shard: ShardId(1), config: config(2, 2, &[2, 3, 4]), reason });
+        telemetry.noted(&Note::Proposed { shard: ShardId(1), config: config(3, 1, &[1, 2, 3]), reason: None });
         telemetry.noted(&Note::Suspected { server: ServerId(9) });
+        telemetry.noted(&Note::Suspected { server: ServerId(8) });
+        telemetry.noted(&Note::Removed { server: ServerId(8), name: "Gone".into() });
+        let replica = Note::Retired { replica: ReplicaId(3), shard: ShardId(1), server: ServerId(3), lost: Some(LostReason::RowsMissing) };
+        telemetry.noted(&replica);
+        telemetry.noted(&Note::Refused { request: "/drain of Server9".into(), reason: "Server 'Server9' does not exist".into() });
+        telemetry.noted(&Note::Controlling { from: Some(BalancerId(3)) });
         tokio::time::advance(Duration::from_millis(1_500)).await;
         let described = described(&telemetry.events_after(0), &map, Instant::now());
         let texts: Vec<&str> = described.iter().map(|(_, event)| event["text"].as_str().expect("a text")).collect();
@@ -255,11 +321,19 @@ mod tests {
             [
                 "sh1: epoch 1 is active: Server1 leads, members Server1, Server2, Server3, 2 of them have to have a write",
                 "Server1 does not answer",
-                "sh1: epoch 2 is proposed: Server2 leads in place of Server1, without Server1, with Server4",
+                "sh1: epoch 2 is proposed: Server2 leads in place of Server1, without Server1, with Server4; because the primary does not \
+                 answer; its primary because it has the newest log of those that can lead",
+                "sh1: epoch 3 is proposed: Server1 leads",
                 "s9 does not answer",
+                "Gone does not answer",
+                "Gone has left the cluster",
+                "the replica of sh1 on Server3 is given up: it is lost there: RowsMissing",
+                "an operator asked for /drain of Server9: refused, as Server 'Server9' does not exist",
+                "this balancer controls the cluster: b3, which did, gave no sign of life",
             ]
         );
         assert_eq!(described[1].1["ago_ms"], json!(1_500));
         assert_eq!(described[2].1["members"], json!(["Server2", "Server3", "Server4"]));
+        assert_eq!(described[2].1["why"], "the primary does not answer");
     }
 }

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     handle::{BalancerHandle, ServerHandle},
-    telemetry::Measured,
+    telemetry::{Measured, OfReplica},
 };
 use axum::{
     Router,
@@ -35,6 +35,7 @@ use twinshard_core::{
     command::{Command, Entry, OnConflict, Operation, Verdict},
     id::LogIndex,
     map::ClusterMap,
+    message::ReplicaStatus,
     request::{Consistency, NewServer, NewShard, Reply, RequestError, ServerReply, ServerRequest},
     schema::Schema,
     value::{Key, KeyRange},
@@ -163,6 +164,16 @@ async fn metrics(State(app): State<App>, request: Request) -> Answer {
     now.set("requests_waiting", "Requests that wait for the machine of this node", app.handle.load().1 as u64);
     if let Some((version, _)) = app.handle.map() {
         now.set("map_version", "The version of the cluster map that this node knows", version.0);
+    }
+    // What its machine has is left out where that does not answer: the counters are there all the same.
+    if let Ok(ServerReply::Status { replicas, request_count, outstanding_count, map }) = app.ask(ServerRequest::Status).await {
+        now.set("requests_open", "Requests of this server's own HTTP that its machine works on", request_count);
+        now.set("storage_open", "Batches of the log and pieces of work of the row store that are not answered", outstanding_count);
+        let shard = |id| map.as_ref().and_then(|map| map.shards.get(&id)).map_or_else(|| id.to_string(), |record| record.name.to_string());
+        let of =
+            |status: &ReplicaStatus| OfReplica { shard: shard(status.shard), server: app.identity.name.clone(), replica: status.replica.0 };
+        let replicas: Vec<_> = replicas.iter().map(|status| (of(status), status)).collect();
+        now.replicas(&replicas);
     }
     ops::metrics(app.handle.telemetry(), now)
 }

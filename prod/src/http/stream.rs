@@ -2,6 +2,7 @@
 //! taken for whole (API.md).
 
 use super::{error::ApiError, json};
+use crate::request_id::RequestId;
 use axum::{
     body::{Body, Bytes},
     http::header,
@@ -108,12 +109,17 @@ where
     }
     let content_type = [(header::CONTENT_TYPE, content_type)];
     let Some(left) = left else { return Ok((content_type, Body::from(out)).into_response()) };
-    let rest = stream::unfold(Some((left, step)), move |work| async move {
-        let (state, step) = work?;
-        Some(match step(state, true, Vec::new()).await {
-            Ok((out, left)) => (Ok(Bytes::from(out)), left.map(|left| (left, step))),
-            Err(_) => (Err(io::Error::other("the answer broke off")), None),
-        })
+    // The rest is fetched by the task that sends it, and still a part of this request.
+    let id = RequestId::current();
+    let rest = stream::unfold(Some((left, step)), move |work| {
+        let id = id.clone();
+        async move {
+            let (state, step) = work?;
+            Some(match RequestId::resume(id, step(state, true, Vec::new())).await {
+                Ok((out, left)) => (Ok(Bytes::from(out)), left.map(|left| (left, step))),
+                Err(_) => (Err(io::Error::other("the answer broke off")), None),
+            })
+        }
     });
     let begun = stream::once(std::future::ready(Ok(Bytes::from(out))));
     Ok((content_type, Body::from_stream(futures_util::StreamExt::chain(begun, rest))).into_response())

@@ -116,7 +116,7 @@ where
 
 /// Takes the place of an older connection of the same peer, which ends.
 fn enter(shared: &Shared, peer: NodeId) -> Result<Arc<Queue>, HandshakeError> {
-    let queue = Arc::new(Queue::new(&shared.settings));
+    let queue = Arc::new(Queue::new(&shared.settings, &shared.counters));
     let mut accepted = shared.accepted();
     if accepted.len() >= shared.settings.accepted_max && !accepted.contains_key(&peer) {
         return Err(HandshakeError::TooMany);

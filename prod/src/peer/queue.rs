@@ -1,9 +1,9 @@
 //! What waits to be written to one peer: bounded in messages and bytes.
 
-use super::PeerSettings;
+use super::{Counters, PeerSettings};
 use std::{
     collections::VecDeque,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
 };
 use tokio::sync::Notify;
 use twinshard_core::{
@@ -23,6 +23,8 @@ pub(super) struct Queue {
     changed: Notify,
     messages_max: usize,
     bytes_max: usize,
+    /// Where it counts what waits.
+    counters: Arc<Counters>,
 }
 
 #[derive(Debug, Default)]
@@ -33,12 +35,13 @@ struct Inner {
 }
 
 impl Queue {
-    pub(super) fn new(settings: &PeerSettings) -> Self {
+    pub(super) fn new(settings: &PeerSettings, counters: &Arc<Counters>) -> Self {
         Self {
             inner: Mutex::default(),
             changed: Notify::new(),
             messages_max: settings.queue_messages_max,
             bytes_max: settings.queue_bytes_max,
+            counters: Arc::clone(counters),
         }
     }
 
@@ -57,12 +60,17 @@ impl Queue {
         }
         inner.bytes += bytes;
         inner.messages.push_back((bytes, message));
+        self.counters.waiting.fetch_add(1, Ordering::Relaxed);
         let first = inner.messages.len() == 1;
         drop(inner);
         if first {
             self.changed.notify_one();
         }
         true
+    }
+
+    fn left(&self, count: usize) {
+        self.counters.waiting.fetch_sub(count as u64, Ordering::Relaxed);
     }
 
     /// Waits until there is something. `false` once the queue is closed.
@@ -94,6 +102,7 @@ impl Queue {
             bytes += size;
         }
         inner.bytes -= bytes;
+        self.left(count);
         inner.messages.drain(..count).map(|(_, message)| message).collect()
     }
 
@@ -103,6 +112,7 @@ impl Queue {
         inner.bytes = 0;
         let dropped = std::mem::take(&mut inner.messages);
         drop(inner);
+        self.left(dropped.len());
         dropped.len()
     }
 
@@ -110,6 +120,12 @@ impl Queue {
     pub(super) fn close(&self) {
         self.inner().closed = true;
         self.changed.notify_one();
+    }
+}
+
+impl Drop for Queue {
+    fn drop(&mut self) {
+        self.left(self.inner().messages.len());
     }
 }
 
@@ -159,7 +175,6 @@ fn chunk_bytes(chunk: &SnapshotChunk) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Arc;
     use twinshard_core::{
         command::OnConflict,
         id::{Epoch, ReplicaId},
@@ -185,9 +200,11 @@ mod tests {
 
     #[tokio::test]
     async fn messages_come_out_in_order_and_the_one_too_many_is_refused() {
-        let queue = Queue::new(&PeerSettings { queue_messages_max: 3, ..PeerSettings::default() });
+        let counters = Arc::default();
+        let queue = Queue::new(&PeerSettings { queue_messages_max: 3, ..PeerSettings::default() }, &counters);
         assert!((1..=3).all(|n| queue.push(beat(n))));
         assert!(!queue.push(beat(4)));
+        assert_eq!(counters.counts().waiting, 3);
         assert!(queue.ready().await);
         assert_eq!(queue.take(1 << 20), vec![beat(1), beat(2), beat(3)]);
         assert!(queue.push(beat(5)));
@@ -196,11 +213,17 @@ mod tests {
         queue.close();
         assert!(!queue.ready().await);
         assert!(!queue.push(beat(6)));
+        assert_eq!(counters.counts().waiting, 0);
+        // What nobody will ever take does not wait any more.
+        let queue = Queue::new(&PeerSettings::default(), &counters);
+        assert!(queue.push(beat(7)) && counters.counts().waiting == 1);
+        drop(queue);
+        assert_eq!(counters.counts().waiting, 0);
     }
 
     #[test]
     fn bytes_are_bounded_but_one_message_always_fits() {
-        let queue = Queue::new(&PeerSettings { queue_bytes_max: 5_000, ..PeerSettings::default() });
+        let queue = Queue::new(&PeerSettings { queue_bytes_max: 5_000, ..PeerSettings::default() }, &Arc::default());
         assert!(queue.push(write(10_000)), "an empty queue takes anything");
         assert!(!queue.push(beat(1)));
         assert_eq!(queue.take(1).len(), 1);

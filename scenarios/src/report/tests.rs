@@ -5,6 +5,7 @@ use twinshard_core::{
     config::Configuration,
     id::{Epoch, LogIndex, Position, ReplicaId, ServerId},
     map::{ClusterMap, ReplicaRecord, ReplicaStage, ServerGoal, ServerRecord, ShardRecord},
+    reason::{Cause, Choice, Reason},
     request::{Consistency, Reply, Request, RequestError, Rows, Written},
     value::{Key, KeyRange, Row as DataRow, StoredRow, Value},
 };
@@ -99,10 +100,13 @@ fn run(lost: bool) -> RunResult {
     }
     let at = |ms: u64| start + ms * MS;
     let (shard, server) = (ShardId(1), ServerId(1));
+    let reason = Some(Reason { cause: Cause::PrimarySilent, choice: Choice::NewestLog });
     let notes = vec![
         (at(0) - 200 * MS, Note::Activated { shard, config: config(1, 1, &[1, 2, 3]) }),
         (at(1_512), Note::Suspected { server }),
-        (at(1_513), Note::Proposed { shard, config: config(2, 2, &[1, 2, 3]) }),
+        (at(1_513), Note::Proposed { shard, config: config(2, 2, &[1, 2, 3]), reason }),
+        // By another balancer that saw it: told once.
+        (at(1_514), Note::Proposed { shard, config: config(2, 2, &[1, 2, 3]), reason: None }),
         (at(1_530), Note::Dropped { reason: "late".into() }),
         (at(1_541), Note::Activated { shard, config: config(2, 2, &[1, 2, 3]) }),
         (at(1_541), Note::Activated { shard, config: config(2, 2, &[1, 2, 3]) }),

@@ -375,7 +375,7 @@ impl World {
                 (Verdict::Applied { .. }, None) => return self.checks.fail("reply", || format!("{token} writes to no shard")),
             },
             ServerReply::Failed(error) => Reply::Failed(error),
-            other @ (ServerReply::Rows { .. } | ServerReply::Log { .. } | ServerReply::Shards { .. }) => {
+            other @ (ServerReply::Rows { .. } | ServerReply::Log { .. } | ServerReply::Shards { .. } | ServerReply::Status { .. }) => {
                 return self.checks.fail("reply", || format!("a write at a server is answered {other:?}"));
             }
         };

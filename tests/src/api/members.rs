@@ -197,7 +197,7 @@ fn replicas_are_moved_servers_drained_and_both_explained() {
     api.ok("POST", "/add", json!({ "n": 1, "servers": { "Server4": [] } }));
     let from = held("sh1").remove(0);
     let moved = json!({ "shard": "sh1", "from": from, "to": "Server4" });
-    let done = json!({ "message": format!("Replica of sh1 moved from {from} to Server4"), "status": "successful" });
+    let done = json!({ "message": format!("Server4 holds a replica of sh1, and {from} holds none"), "status": "successful" });
     api.is("POST", "/move", moved.clone(), done.clone());
     assert!(held("sh1").contains(&"Server4".to_owned()) && !held("sh1").contains(&from), "{:?}", held("sh1"));
     // Again it is done already; back it goes as well.

@@ -13,6 +13,7 @@ use crate::{
 
 mod membership;
 mod pending;
+mod reasons;
 
 const SUSPECT_AFTER: Duration = Duration::from_millis(500);
 const BEAT_EVERY_MS: u64 = 100;
@@ -180,7 +181,8 @@ impl Story {
     /// The next map, after checks that hold of any.
     fn next(&self) -> ClusterMap {
         let facts = Facts { now: self.now, observed: &self.observed, drives: &self.drives, seed: 7 };
-        let next = next_map(&self.map, &facts);
+        let (next, reasons) = next_map(&self.map, &facts);
+        assert_eq!(reasons.keys().collect::<Vec<_>>(), proposed(&self.map, &next), "each proposal has a reason");
         for (id, record) in &next.shards {
             let before = &self.map.shards[id];
             let Some(pending) = record.pending.as_ref().filter(|pending| before.pending.as_ref() != Some(pending)) else { continue };
@@ -193,6 +195,12 @@ impl Story {
             }
         }
         next
+    }
+
+    /// Why that is proposed for shard 1 now.
+    fn reason(&self) -> Option<Reason> {
+        let facts = Facts { now: self.now, observed: &self.observed, drives: &self.drives, seed: 7 };
+        next_map(&self.map, &facts).1.get(&SH1).copied()
     }
 
     /// What is proposed for shard 1 now, as `e6[r1* r2 r3]w2`; nothing if what is pending stays.
@@ -220,6 +228,12 @@ impl Story {
         self.map = self.next();
         self.drives.follow(&self.map, self.now);
     }
+}
+
+/// The shards with a new proposal.
+fn proposed<'a>(map: &ClusterMap, next: &'a ClusterMap) -> Vec<&'a ShardId> {
+    let is_new = |(id, record): &(&ShardId, &ShardRecord)| record.pending.is_some() && record.pending != map.shards[id].pending;
+    next.shards.iter().filter(is_new).map(|(id, _)| id).collect()
 }
 
 #[test]

@@ -107,7 +107,7 @@ fn controller_whose_beat_stands_still_is_succeeded_after_3_s() {
     // It may have read the last beat up to half a second late, and the same again when it finds that there is no newer one.
     world.run(1_200);
     assert!(world.nodes[B].machine.is_controlling());
-    assert_eq!(world.notes(B).iter().filter(|note| **note == Note::Controlling).count(), 1);
+    assert_eq!(world.notes(B).iter().filter(|note| matches!(note, Note::Controlling { .. })).count(), 1);
     // The first one wakes up and finds that it is no longer the controller; `World` checks that it says nothing as one.
     world.nodes[A].stands = false;
     world.run(10_000);

@@ -4,7 +4,7 @@
 use super::super::*;
 use crate::{
     effect::{ProvisionAnswer, ProvisionCommand},
-    id::{Epoch, LogIndex, OwnerNumber, Position, ReplicaId},
+    id::{Epoch, LogIndex, OwnerNumber, Position, ReplicaId, ShardId},
     map::{Address, ReplicaStage, ServerGoal},
     message::{LeadStage, ReplicaStatus},
     request::{NewServer, NewShard},

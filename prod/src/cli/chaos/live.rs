@@ -190,7 +190,7 @@ impl Live {
                 None => {}
             }
             known.insert(number, (latest, note.clone()));
-            if note == Note::Controlling {
+            if matches!(note, Note::Controlling { .. }) {
                 *controller = (*controller).max(Some((latest, place)));
             }
             // What was before the run is none of its.

@@ -3,7 +3,6 @@
 use crate::telemetry::{Measured, OfReplica, OfServer, OfShard};
 use twinshard_core::{
     id::ServerId,
-    message::ReplicaStatus,
     request::{Health, Status},
 };
 
@@ -33,18 +32,12 @@ pub(super) fn measure(status: &Status, now: &mut Measured) {
     });
     now.set_each("shard_served", "1 if a primary serves the shard", led);
 
-    let each = |value: &dyn Fn(&ReplicaStatus) -> u64| {
-        let mut values = Vec::new();
-        for (server, seen) in &status.servers {
-            for replica in seen.replicas.iter().filter(|replica| replica.lost.is_none()) {
-                let Some(shard) = map.shards.get(&replica.shard) else { continue };
-                values.push((OfReplica { shard: shard.name.to_string(), server: name(*server) }, value(replica)));
-            }
+    let mut replicas = Vec::new();
+    for (server, seen) in &status.servers {
+        for replica in &seen.replicas {
+            let Some(shard) = map.shards.get(&replica.shard) else { continue };
+            replicas.push((OfReplica { shard: shard.name.to_string(), server: name(*server), replica: replica.replica.0 }, replica));
         }
-        values
-    };
-    now.set_each("replica_last_index", "The end of the replica's log", each(&|replica| replica.last.index.0));
-    now.set_each("replica_commit_index", "What the replica knows to be committed", each(&|replica| replica.commit.0));
-    now.set_each("replica_applied_index", "What the replica has applied", each(&|replica| replica.applied.0));
-    now.set_each("replica_flushed_index", "What the replica's row store holds", each(&|replica| replica.flushed.0));
+    }
+    now.replicas(&replicas);
 }

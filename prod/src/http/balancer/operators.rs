@@ -22,7 +22,7 @@ pub(super) async fn move_replica(State(app): State<App>, request: Request) -> An
     allow(&request, &[Method::POST])?;
     let call = Call::read(request, &app.settings).await?;
     let (shard, from, to) = (name(&call, "shard")?, name(&call, "from")?, name(&call, "to")?);
-    let message = format!("Replica of {shard} moved from {from} to {to}");
+    let message = format!("{to} holds a replica of {shard}, and {from} holds none");
     match app.ask(twinshard_core::request::Request::Move { shard, from, to }, app.settings.admin_timeout).await? {
         Reply::Relocated { .. } => Ok(json_response(StatusCode::OK, &json!({ "message": message, "status": "successful" }))),
         other => Err(unexpected(&other)),

@@ -42,6 +42,26 @@ async fn an_answer_that_fails_midway_breaks_off() {
 }
 
 #[tokio::test]
+async fn every_page_is_asked_for_under_the_name_of_the_request() {
+    let (_known, map) = watch::channel(Some((MapVersion(1), Arc::new(map()))));
+    let (handle, mut asks) = BalancerHandle::new(map, Telemetry::default());
+    let machine = tokio::spawn(async move {
+        let mut pages = vec![page(1_001..1_002, "end", None), page(1_000..1_001, &long(), Some(1_001)), page(0..1, &long(), Some(1_000))];
+        let mut names = Vec::new();
+        while let Some(Ask { reply, id, .. }) = asks.recv().await {
+            names.push(id.map(|id| id.to_string()));
+            drop(reply.send(pages.pop().expect("three pages")));
+        }
+        names
+    });
+    let mut request = request("POST", "/read", READ);
+    request.headers_mut().insert("x-request-id", "order-7".parse().expect("a header"));
+    let (status, answer) = json_of(ask(&balancer::router(handle, HttpSettings::default()), request).await).await;
+    assert_eq!((status, answer["data"].as_array().map(Vec::len)), (200, Some(3)));
+    assert_eq!(machine.await.expect("plays on"), vec![Some("order-7".to_owned()); 3]);
+}
+
+#[tokio::test]
 async fn a_limit_asks_for_one_row_more_and_points_at_it() {
     let asked = Arc::new(Mutex::new(Vec::new()));
     let seen = Arc::clone(&asked);

@@ -103,7 +103,7 @@ impl World {
 
     pub(super) fn note(&mut self, by: Place, note: Note) {
         match &note {
-            Note::Controlling => self.checks.coverage.hit(Sometimes::Controlling),
+            Note::Controlling { .. } => self.checks.coverage.hit(Sometimes::Controlling),
             Note::Dropped { .. } => return,
             Note::RegisterWentBack { .. } => panic!("the register never goes back here: {note:?}"),
             Note::Suspected { .. }
@@ -112,6 +112,14 @@ impl World {
             | Note::Restarted { .. }
             | Note::Started { .. }
             | Note::ProvisionFailed { .. }
+            | Note::Stopped { .. }
+            | Note::Removed { .. }
+            | Note::Minted { .. }
+            | Note::Retired { .. }
+            | Note::Leads { .. }
+            | Note::Granted { .. }
+            | Note::Refused { .. }
+            | Note::Ceded { .. }
             | Note::Proposed { .. }
             | Note::Activated { .. }
             | Note::Lost { .. } => {}
