@@ -153,6 +153,8 @@ pub struct ClusterMap {
     pub controller: ControllerHint,
     /// What was minted last.
     pub counters: Counters,
+    /// The servers that an operator drained: the balancer places nothing there by itself.
+    pub drained: BTreeSet<ServerId>,
 }
 
 impl ClusterMap {

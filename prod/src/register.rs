@@ -48,7 +48,7 @@ pub enum RegisterError {
 }
 
 /// The format of the value.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// Version and map in one value with a checksum.
 fn encode(version: MapVersion, map: &ClusterMap) -> Result<Vec<u8>, RegisterError> {

@@ -308,7 +308,7 @@ pub(crate) fn init(map: &ClusterMap, request: &Init<'_>) -> Result<(ClusterMap, 
             let name = generated_name(&next, &BTreeSet::new());
             chosen.push(add_server(&mut next, &name));
         }
-        free.clone_from(&chosen);
+        free.extend(chosen.iter().copied().filter(|id| !map.drained.contains(id)));
     } else {
         for server in given {
             let id = next.server_named(&server.name).unwrap_or_else(|| add_server(&mut next, &server.name));
@@ -325,6 +325,7 @@ pub(crate) fn init(map: &ClusterMap, request: &Init<'_>) -> Result<(ClusterMap, 
     }
     let unplaced: Vec<ShardId> = next.shards.iter().filter(|(_, record)| record.placement.is_empty()).map(|(id, _)| *id).collect();
     place(&mut next, &unplaced, if free.is_empty() { &chosen } else { &free });
+    next.drained.retain(|id| !next.shards.values().any(|record| record.placement.contains(id)));
     for (id, record) in &mut next.servers {
         if !chosen.contains(id) {
             record.goal = ServerGoal::Leave;
@@ -428,9 +429,10 @@ pub(crate) fn add(
     }
     let unplaced: Vec<ShardId> =
         shards.iter().copied().filter(|shard| next.shards.get(shard).is_some_and(|record| record.placement.is_empty())).collect();
-    let run: Vec<ServerId> = next.servers.iter().filter(|(_, record)| record.goal == ServerGoal::Run).map(|(id, _)| *id).collect();
+    let runs = |(id, record): &(&ServerId, &ServerRecord)| record.goal == ServerGoal::Run && !map.drained.contains(id);
+    let run: Vec<ServerId> = next.servers.iter().filter(runs).map(|(id, _)| *id).collect();
     if !unplaced.is_empty() && run.is_empty() {
-        return Err(invalid("There is no server to hold the new shards"));
+        return Err(invalid("There is no server to hold the new shards, or all were drained"));
     }
     place(&mut next, &unplaced, &run);
     Ok((next, Goal::Added { servers: ids, names: given_names, shards }))
@@ -561,7 +563,7 @@ pub(crate) fn remove(
         let quorum = current.as_ref().map_or(1, |current| current.write_quorum as usize);
         while placement.len() < fixed.max(quorum) {
             let load = |server: ServerId| next.shards.values().filter(|record| record.placement.contains(&server)).count();
-            let free = staying.iter().copied().filter(|server| !placement.contains(server));
+            let free = staying.iter().copied().filter(|server| !placement.contains(server) && !map.drained.contains(server));
             match free.min_by_key(|server| (load(*server), *server)) {
                 Some(server) => placement.insert(server),
                 None if placement.len() >= fixed || (accept_data_loss && !placement.is_empty()) => break,

@@ -441,6 +441,7 @@ fn retire(map: &mut ClusterMap, facts: &Facts<'_>) {
     // A server that leaves and holds nothing goes once it is stopped.
     let holds: BTreeSet<ServerId> = map.replicas.values().map(|record| record.server).collect();
     map.servers.retain(|id, record| record.goal == ServerGoal::Run || holds.contains(id) || !facts.drives.stopped.contains(id));
+    map.drained.retain(|id| map.servers.contains_key(id));
 }
 
 #[cfg(test)]

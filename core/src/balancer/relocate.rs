@@ -88,25 +88,30 @@ pub(crate) fn move_replica(
     }
     let mut next = map.clone();
     relocate(&mut next, id, from_id, to_id, observed, now)?;
+    // Who names it wants it to hold something again.
+    next.drained.remove(&to_id);
     Ok((next, goal))
 }
 
-/// The map with all replicas of a server on others, each on the one that holds least. It stays, and holds nothing.
+/// The map with all replicas of a server on others, each on the one that holds least. It stays, and holds nothing until an operator moves
+/// a replica to it.
 pub(crate) fn drain(map: &ClusterMap, server: &str, observed: &Observed, now: Instant) -> Result<(ClusterMap, Goal), RequestError> {
     let from = server_named(map, server)?;
     let mut next = map.clone();
+    next.drained.insert(from);
     let mut moves = Vec::new();
     let held: Vec<ShardId> = map.shards.iter().filter(|(_, record)| record.placement.contains(&from)).map(|(id, _)| *id).collect();
     for shard in held {
         let load = |server: ServerId| next.shards.values().filter(|record| record.placement.contains(&server)).count();
         let placement = next.shards.get(&shard).map(|record| record.placement.clone()).unwrap_or_default();
-        let free = next
-            .servers
-            .iter()
-            .filter(|(id, record)| record.goal == ServerGoal::Run && !placement.contains(id) && observed.is_alive(**id, now));
+        let free = next.servers.iter().filter(|(id, record)| {
+            record.goal == ServerGoal::Run && !next.drained.contains(id) && !placement.contains(id) && observed.is_alive(**id, now)
+        });
         let Some(to) = free.map(|(id, _)| *id).min_by_key(|id| (load(*id), *id)) else {
             let name = map.shards.get(&shard).map_or_else(String::new, |record| quoted(&record.name));
-            return Err(refused(format!("Shard {name} has nowhere to go: every other server that answers holds it already")));
+            return Err(refused(format!(
+                "Shard {name} has nowhere to go: every other server that answers holds it already, or was drained"
+            )));
         };
         relocate(&mut next, shard, from, to, observed, now)?;
         moves.push((shard, to));

@@ -46,7 +46,8 @@ impl Move {
     }
 }
 
-/// Moves all replicas of a server to others, while they serve. The server stays, and holds nothing.
+/// Moves all replicas of a server to others, while they serve. The server stays, and holds nothing: the balancer places no replica there by
+/// itself until an operator moves one to it.
 #[derive(Debug, Args)]
 pub struct Drain {
     /// The server

@@ -76,7 +76,8 @@ fn render(status: &Value, out: &mut String) -> std::fmt::Result {
         .flatten()
         .map(|(name, server)| {
             let silence = server["silence_ms"].as_u64().map_or("never heard".to_owned(), |silence| format!("{silence} ms ago"));
-            [name.clone(), text(&server["state"]), silence, text(&server["respawns"]), text(&server["http"])]
+            let drained = if server["drained"] == true { ", drained" } else { "" };
+            [name.clone(), text(&server["state"]) + drained, silence, text(&server["respawns"]), text(&server["http"])]
         })
         .collect();
     columns(out, ["server", "state", "heard", "respawns", "http"], &servers)?;

@@ -212,6 +212,7 @@ fn status_json(status: &Status) -> Value {
                 "id": id.0,
                 "number": record.number,
                 "state": operators::health_word(seen.health),
+                "drained": map.drained.contains(id),
                 "silence_ms": seen.silence.map(twinshard_core::time::Duration::as_millis),
                 "respawns": seen.respawn_count,
                 "requests": seen.request_count,

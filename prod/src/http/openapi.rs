@@ -131,7 +131,7 @@ pub(super) const BALANCER: &[Endpoint] = &[
     endpoint(
         "/drain",
         &["POST"],
-        "Moves all replicas of a server to others; the server stays",
+        "Moves all replicas of a server to others; the server stays, and takes no replica until one is moved to it",
         r#"{"server":"Server2"}"#,
         r#"{"message":"Server2 holds no replica any more","moves":[{"shard":"sh1","to":"Server3"}],"status":"successful"}"#,
         &[409, 504],

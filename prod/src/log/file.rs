@@ -26,7 +26,7 @@ const DAMAGED_FILE: &str = "log.damaged";
 /// What the file begins with.
 const MAGIC: [u8; 8] = *b"TWSHLOG\0";
 /// The format of the frames.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 /// Magic, format, cluster, server, owner, checksum.
 const HEADER_BYTES: usize = 8 + 4 + 16 + 8 + 8 + 4;
 /// How far the file is synced, and a checksum of that; after the header.

@@ -228,6 +228,8 @@ fn replicas_are_moved_servers_drained_and_both_explained() {
     let drained = api.ok("POST", "/drain", json!({ "server": "Server4" }));
     assert_eq!((&drained["message"], &drained["moves"][0]["shard"]), (&json!("Server4 holds no replica any more"), &json!("sh1")));
     assert_eq!(api.status()["servers"]["Server4"], json!([]));
+    let drained = api.status()["health"].clone();
+    assert_eq!((&drained["Server4"]["drained"], &drained[&from]["drained"]), (&json!(true), &json!(false)));
     assert_eq!(api.read(0, 12_287), kept);
     let explained = api.ok("GET", "/explain?key=2255", Value::Null);
     assert_eq!((&explained["shard"], &explained["waits_for"], &explained["key"]), (&json!("sh1"), &json!([]), &json!(2255)));

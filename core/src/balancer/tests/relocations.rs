@@ -112,6 +112,65 @@ fn drained_server_stays_and_holds_nothing() {
     assert!(!world.members().contains(&S2));
 }
 
+/// The servers that shard `name` is placed on, as the map wants it.
+fn placed(world: &World, name: &str) -> Vec<Box<str>> {
+    let record = &world.map.shards[&world.map.shard_named(name).unwrap()];
+    record.placement.iter().map(|server| world.map.servers[server].name.clone()).collect()
+}
+
+#[test]
+fn drained_server_takes_nothing_until_a_replica_is_moved_to_it() {
+    let mut world = with_a_free_server(1);
+    let drained = world.ask(A, drain_request("Server0"));
+    world.run(4_000);
+    assert_eq!(world.replies(drained), [relocated(&["Server3"])]);
+    assert_eq!(world.map.drained.iter().collect::<Vec<_>>(), [&S1]);
+    // Not what the next one that is drained holds: there is no other.
+    let refused = refusal(&mut world, drain_request("Server1")).unwrap();
+    assert_eq!(refused.to_string(), "Shard 'sh1' has nowhere to go: every other server that answers holds it already, or was drained");
+    assert!(!world.map.drained.contains(&S2), "what is refused marks nothing");
+    // Not a new shard.
+    let new = crate::request::NewShard { name: "sh2".into(), low: 1_000, size: 10 };
+    let added = world.ask(A, Request::Add { server_count: 0, new_shards: vec![new], servers: vec![], strict: true });
+    world.run(4_000);
+    assert_eq!(world.replies(added).len(), 1);
+    assert_eq!(placed(&world, "sh2"), ["Server1", "Server2", "Server3"].map(Box::from));
+    // Nor what a removed one held: the quorum of two needs no third, that of three has nowhere to go.
+    world.edit(|map| map.settings.write_quorum = Some(3));
+    world.run(200);
+    let refused = refusal(&mut world, remove_request("Server1")).unwrap();
+    assert!(refused.to_string().contains("write quorum"), "{refused}");
+    world.edit(|map| map.settings.write_quorum = None);
+    world.run(200);
+    // An operator names it.
+    let moved = world.ask(A, move_request("Server3", "Server0"));
+    world.run(4_000);
+    assert_eq!(world.replies(moved), [relocated(&["Server0"])]);
+    assert!(world.map.drained.is_empty());
+    // One that leaves is forgotten with its mark.
+    let drained = world.ask(A, drain_request("Server0"));
+    world.run(4_000);
+    assert_eq!((world.replies(drained), world.map.drained.len()), (vec![relocated(&["Server3"])], 1));
+    world.ask(A, remove_request("Server0"));
+    world.run(8_000);
+    assert!(world.map.server_named("Server0").is_none() && world.map.drained.is_empty());
+}
+
+#[test]
+fn init_places_nothing_on_a_drained_server_that_it_does_not_name() {
+    let mut world = World::new(1);
+    world.run(200);
+    world.ask(A, Request::Add { server_count: 4, new_shards: vec![], servers: vec![], strict: true });
+    world.run(1_000);
+    world.ask(A, drain_request("Server1"));
+    world.run(500);
+    let Request::Init { schema, shards, .. } = init_request(3) else { panic!("an /init") };
+    world.ask(A, Request::Init { server_count: Some(4), schema, shards, servers: None, on_conflict: None, by_name: false });
+    world.run(4_000);
+    assert_eq!(placed(&world, "sh1"), ["Server0", "Server2", "Server3"].map(Box::from));
+    assert_eq!(world.map.drained.iter().collect::<Vec<_>>(), [&S2]);
+}
+
 #[test]
 fn moves_that_cannot_be_are_refused_and_nothing_moves() {
     let mut world = with_a_free_server(1);
