@@ -13,7 +13,8 @@ use tokio::{
     time::timeout,
 };
 
-/// What one value of JSON takes in memory, beside what stands of it in the body. Measured for rows of few columns: 100 to 150 bytes.
+/// What one value of JSON takes in memory, beside what stands of it in the body. Measured: 130 bytes in rows of three columns, 70 in a list of
+/// numbers, 230 in objects of one field.
 const VALUE_BYTES: usize = 128;
 
 /// The room for bodies unless another is asked for, in bytes. The largest body with the most values takes 276 MiB. A guess.

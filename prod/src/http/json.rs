@@ -18,8 +18,8 @@ use twinshard_core::{
     value::{Finite, Key, KeyRange, Row, StoredRow, TEXT_BYTES_MAX, Value},
 };
 
-/// The most values in one body, counting lists and objects: 100,000 rows of 19 columns. In memory each takes some hundred bytes, so that a
-/// body of the smallest ones would become thirty times as large.
+/// The most values in one body, counting lists and objects: 100,000 rows of 18 columns. In memory each takes some hundred bytes, so that a
+/// body of the smallest ones would become sixty times as large.
 const VALUES_MAX: usize = 2_000_000;
 
 /// Reads a body; the number of values in it. A name that stands twice in one object is refused: two servers or two values of a column would
