@@ -57,7 +57,7 @@ async fn interrupted_run_lets_go_of_whom_it_struck() {
     let said = String::from_utf8(output.stderr).unwrap();
     assert_eq!((output.status.code(), output.stdout.as_slice()), (Some(1), &b""[..]), "{said}");
     assert!(said.contains("interrupted: what was struck was let go"), "{said}");
-    assert_eq!(states(temporary.path()), []);
+    assert!(states(temporary.path()).is_empty());
     assert_eq!(std::fs::read_dir(temporary.path()).unwrap().count(), 0);
 }
 

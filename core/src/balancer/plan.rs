@@ -88,10 +88,7 @@ fn configuration(map: &mut ClusterMap, shard: ShardId, facts: &Facts<'_>) -> Opt
             map.shards.insert(shard, next);
             return None;
         }
-        stuck = stuck_by(map, shard, &record, pending, facts).map(|why| Stuck { pending, why });
-        if stuck.is_none() {
-            return None;
-        }
+        stuck = Some(Stuck { pending, why: stuck_by(map, shard, &record, pending, facts)? });
     }
     let target = match &record.current {
         None => first_target(map, shard, &record, stuck, facts),

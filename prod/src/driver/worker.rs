@@ -237,7 +237,7 @@ mod tests {
         for mode in [StorageMode::Threads, StorageMode::Inline(Arc::new(|_| Duration::ZERO))] {
             let telemetry = Telemetry::default();
             let says = |line: &str| telemetry.text(Measured::default()).lines().any(|said| said == line);
-            let odd_fail = |job: u32| if job % 2 == 0 { Ok(()) } else { Err(()) };
+            let odd_fail = |job: u32| if job.is_multiple_of(2) { Ok(()) } else { Err(()) };
             let worker = Worker::start("store", &mode, &telemetry, 2, |_| StorageWork::RowsWrite, Result::is_err, odd_fail);
             let mut worker = worker.expect("started");
             for job in 0..7 {

@@ -55,13 +55,13 @@ fn controller_is_known_that_was_one_before_the_run() {
     let controller = || live.those(&Target::Controller);
     assert_eq!(controller(), []);
     // The first balancer controlled until the second took over; both before the run, and the first is asked last.
-    live.enter(1, told(&[(1, 4_000, Note::Controlling)], None), [10 * MS, 11 * MS], &mut BTreeMap::new());
-    live.enter(0, told(&[(1, 90_000, Note::Controlling)], None), [10 * MS, 11 * MS], &mut BTreeMap::new());
+    live.enter(1, told(&[(1, 4_000, Note::Controlling { from: None })], None), [10 * MS, 11 * MS], &mut BTreeMap::new());
+    live.enter(0, told(&[(1, 90_000, Note::Controlling { from: None })], None), [10 * MS, 11 * MS], &mut BTreeMap::new());
     assert_eq!(controller(), [Node::Balancer(1)]);
-    live.enter(0, told(&[(2, 5, Note::Controlling)], None), [60 * MS, 61 * MS], &mut BTreeMap::new());
+    live.enter(0, told(&[(2, 5, Note::Controlling { from: None })], None), [60 * MS, 61 * MS], &mut BTreeMap::new());
     assert_eq!(controller(), [Node::Balancer(0)]);
     // What was before the run is not told of.
-    assert_eq!(live.into_entered().notes, [(56 * MS, Note::Controlling)]);
+    assert_eq!(live.into_entered().notes, [(56 * MS, Note::Controlling { from: None })]);
 }
 
 #[test]
