@@ -99,6 +99,8 @@ impl RegisterArgs {
     /// # Errors
     /// If it cannot be opened, or the directory's data is that of another register.
     pub(super) async fn open(&self, dir: &Path, cluster: ClusterId, may_make: bool) -> Result<Box<dyn Register>, Failure> {
+        // One in a file is made with its directory.
+        let _ = may_make;
         match self.register {
             RegisterArg::Redb => open_file(dir, cluster),
             #[cfg(feature = "mysql")]
