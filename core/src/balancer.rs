@@ -469,7 +469,6 @@ impl BalancerMachine {
             }
             (Register::Swapping { token: asked, operation, swap }, RegisterAnswer::Swapped) if asked == token => {
                 self.register_failures = 0;
-                self.look_back(operation, swap.expected, out);
                 self.swapped(now, swap, out);
                 self.confirm(now, operation, out);
             }

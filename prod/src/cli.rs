@@ -95,6 +95,8 @@ impl Command {
             Self::Up(up) => up.check(),
             Self::Balancer(balancer) => balancer.check(),
             Self::Server(server) => server.check(),
+            #[cfg(feature = "docker")]
+            Self::Deploy(deploy) => deploy.check(),
             _ => Ok(()),
         }
     }

@@ -418,6 +418,8 @@ mod tests {
             ("[server]\npeer-listen = \"10.0.0.1:1\"", "--auth required"),
             ("[server]\nport = 1\nlisten = \"127.0.0.1:1\"", "cannot be used with"),
             ("[deploy]\ntokens = \"/there\"", "no setting of `deploy`"),
+            ("[deploy]\nbind = \"0.0.0.0\"", "--auth required"),
+            ("[deploy]\nplain = true\ntls = true", "cannot be used with"),
         ] {
             let found = mistakes(text);
             assert!(found.len() == 1 && found[0].2.contains(words), "{text}: {found:?}");

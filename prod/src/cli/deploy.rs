@@ -90,11 +90,11 @@ pub struct Deploy {
 }
 
 impl Deploy {
-    /// Runs it.
+    /// Refuses settings that contradict each other.
     ///
     /// # Errors
-    /// If the engine does not answer or refuses, or the balancer does not come up.
-    pub async fn run(self) -> Result<(), Failure> {
+    /// If they do.
+    pub fn check(&self) -> Result<(), Failure> {
         let serving = &self.choices.serving;
         let auth = serving.access.auth.unwrap_or(AuthArg::Off);
         if !self.bind.is_loopback() && auth == AuthArg::Off {
@@ -105,7 +105,17 @@ impl Deploy {
                 "a deployment has its tokens and its authority in a volume, NAME-secret: put them there, and leave --tokens and --ca out",
             ));
         }
-        self.choices.check(&[])?;
+        self.choices.check(&[])
+    }
+
+    /// Runs it.
+    ///
+    /// # Errors
+    /// If the engine does not answer or refuses, or the balancer does not come up.
+    pub async fn run(self) -> Result<(), Failure> {
+        self.check()?;
+        let serving = &self.choices.serving;
+        let auth = serving.access.auth.unwrap_or(AuthArg::Off);
         let deployment = Deployment::connect(&self.name).await?;
         let image = self.image.clone().unwrap_or_else(|| deployment.image());
         if deployment.image_labels(&image).await?.is_none() {

@@ -278,8 +278,8 @@ fn register_that_went_back_is_changed_no_more() {
 }
 
 #[test]
-fn register_that_went_back_under_its_controller_is_found_by_what_it_lets_replace() {
-    // It reads nothing: each of its compare-and-sets finds the version that it knows.
+fn register_that_went_back_under_its_controller_is_found_by_reading_it_again() {
+    // Otherwise it reads nothing: each of its compare-and-sets finds the version that it knows.
     let mut world = World::serving(1);
     let mine = world.nodes[A].machine.map().unwrap().0;
     let later = MapVersion(mine.0 + 90);
