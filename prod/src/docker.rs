@@ -679,7 +679,7 @@ mod tests {
     fn containers_are_known_by_the_names_of_their_servers() {
         for (deployment, alias, name) in [
             ("twinshard", "Server0", "Server0"),
-            ("twinshard", "twinshard-x", "twinshard-x"),
+            ("twinshard", "twinshard-xy", "twinshard-xy"),
             // The engine has no such name for a container.
             ("twinshard", "A", "twinshard-A"),
             ("twinshard", "_x", "twinshard-_x"),

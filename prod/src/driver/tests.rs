@@ -344,12 +344,14 @@ async fn a_row_store_that_fails_stops_the_node_with_the_reason() {
     let mut world = World::start(TokioNetwork, StorageMode::Threads).await;
     world.script.rows_fail.store(true, Ordering::SeqCst);
     let telemetry = world.server.handle().telemetry().clone();
+    assert_eq!(errors(&telemetry, "rows-write"), Some(0));
     let map = Arc::clone(&world.map);
     world.tell(ToServer::Map { version: MapVersion(1), map });
     world.tell(ToServer::Create { version: MapVersion(1), owner: OwnerNumber(1), replica: REPLICA, shard: ShardId(1) });
     let ended = timeout(Duration::from_secs(20), world.server.join()).await.expect("in time");
     assert!(matches!(ended, Err(NodeError::Rows(StoreError::Failed(_)))), "{ended:?}");
-    assert_eq!(errors(&telemetry, "rows-write"), Some(1));
+    // Its thread may have been given more before the node knew of the first.
+    assert!(errors(&telemetry, "rows-write").is_some_and(|count| count >= 1));
 }
 
 #[tokio::test]
