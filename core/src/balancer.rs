@@ -491,7 +491,7 @@ impl BalancerMachine {
         }
     }
 
-    /// The register held that version when that operation was done. If a server had seen a newer one by then, nothing is changed any more.
+    /// That read of the register showed that version. If a server had seen a newer one when it began, nothing is changed any more.
     fn look_back(&mut self, operation: u64, held: MapVersion, out: &mut Vec<BalancerEffect>) {
         if !self.told.shown(operation, held) {
             return;

@@ -10,7 +10,7 @@ use crate::handle::MapWatch;
 use thiserror::Error;
 use twinshard_core::{
     id::{Position, ReplicaId, StageId},
-    storage::{LostReason, StoreAnswer, StoreCommand, ViewState},
+    storage::{LostReason, RowQuery, StoreAnswer, StoreCommand, ViewState},
 };
 
 /// A row store that is open and owned.
@@ -21,6 +21,12 @@ pub trait RowStore: Send + 'static {
     /// # Errors
     /// What makes the whole store unusable: the process must stop.
     fn execute(&mut self, replica: ReplicaId, command: StoreCommand) -> Result<StoreAnswer, StoreError>;
+
+    /// Does reads that do not wait for each other, in whatever order, and blocks until all are done: an answer for each, as of
+    /// [`Self::execute`].
+    fn read_all(&mut self, reads: Vec<(ReplicaId, RowQuery)>) -> Vec<Result<StoreAnswer, StoreError>> {
+        reads.into_iter().map(|(replica, query)| self.execute(replica, StoreCommand::Read(query))).collect()
+    }
 
     /// Where it learns what the cluster's rows look like. A store that keeps rows as they are given need not know.
     fn follow(&mut self, map: MapWatch) {
@@ -52,6 +58,10 @@ pub trait RecoverRows: RowStore {
 impl<R: RowStore + ?Sized> RowStore for Box<R> {
     fn execute(&mut self, replica: ReplicaId, command: StoreCommand) -> Result<StoreAnswer, StoreError> {
         (**self).execute(replica, command)
+    }
+
+    fn read_all(&mut self, reads: Vec<(ReplicaId, RowQuery)>) -> Vec<Result<StoreAnswer, StoreError>> {
+        (**self).read_all(reads)
     }
 
     fn follow(&mut self, map: MapWatch) {

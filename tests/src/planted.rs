@@ -10,7 +10,7 @@ const SHOWS_AT: &[(Bug, u64)] = &[
     (Bug::KeepsIdAfterLosingDisk, 2),
     (Bug::AcknowledgesBeforeDurable, 0),
     (Bug::CommitsOldEpochByCounting, 0),
-    (Bug::ReadsWithoutRound, 332),
+    (Bug::ReadsWithoutRound, 685),
     (Bug::LaterReadsShareRound, 12),
     (Bug::AppliesRetryTwice, 0),
     (Bug::SealsOneTooFew, 2),

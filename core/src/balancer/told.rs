@@ -1,11 +1,11 @@
 //! Whether the register went back. A server keeps the newest map that it was told of, and is told only of maps that the register held; so a
 //! register that holds an older one, asked after the server spoke, has lost something, as a database that was restored from an older copy.
-//! From it epochs and ids would be minted a second time. An answer that is lost or late raises no alarm: only operations that began after
-//! the server spoke count, and a register shows to such a one all that it held before.
+//! From it epochs and ids would be minted a second time. An answer that is lost or late raises no alarm: only reads that began after the
+//! server spoke count, and a register shows to such a one all that it held before.
 
 use crate::id::MapVersion;
 
-/// The newest map that a server told of, and what the register showed since.
+/// The newest map that a server told of, and what reads of the register showed since.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Told {
     newest: MapVersion,
@@ -24,7 +24,7 @@ impl Told {
         is_newer
     }
 
-    /// The register held that version when that operation was done. Whether it is now known that it went back, and was not before.
+    /// That read of the register showed that version. Whether it is now known that it went back, and was not before.
     pub(super) fn shown(&mut self, operation: u64, held: MapVersion) -> bool {
         let is_found = self.went_back.is_none() && operation > self.operation && held < self.newest;
         if is_found {

@@ -87,6 +87,22 @@ pub(crate) struct ServerEnds<N: Network> {
     pub(crate) stop: watch::Receiver<bool>,
 }
 
+/// What a row store answers, reads that wait one behind the other together.
+fn carry_out(rows: &mut impl RowStore, jobs: Vec<(Token, ReplicaId, StoreCommand)>) -> Vec<Result<(Token, StoreAnswer), StoreError>> {
+    let (mut tokens, mut reads, mut answers) = (Vec::new(), Vec::new(), Vec::new());
+    for (token, replica, command) in jobs {
+        if let StoreCommand::Read(query) = command {
+            tokens.push(token);
+            reads.push((replica, query));
+        } else {
+            answers.push(rows.execute(replica, command).map(|answer| (token, answer)));
+        }
+    }
+    let read = if reads.is_empty() { Vec::new() } else { rows.read_all(reads) };
+    answers.extend(tokens.into_iter().zip(read).map(|(token, answer)| answer.map(|answer| (token, answer))));
+    answers
+}
+
 impl<N: Network> ServerDriver<N> {
     /// Starts the storage.
     pub(crate) fn new(ends: ServerEnds<N>, storage: &StorageMode, mut log: impl Log, mut rows: impl RowStore) -> Result<Self, NodeError> {
@@ -99,7 +115,7 @@ impl<N: Network> ServerDriver<N> {
             Result::is_err,
             move |(tokens, batches): Group| log.persist(&batches).map(|()| tokens),
         )?;
-        let rows = Worker::start(
+        let rows = Worker::start_gathering(
             "row store",
             storage,
             ends.notes.telemetry(),
@@ -112,7 +128,8 @@ impl<N: Network> ServerDriver<N> {
                 _ => StorageWork::RowsWrite,
             },
             |answer| !matches!(answer, Ok((_, answer)) if !matches!(answer, StoreAnswer::Unavailable | StoreAnswer::Lost(_))),
-            move |(token, replica, command)| rows.execute(replica, command).map(|answer| (token, answer)),
+            |(_, _, command)| matches!(command, StoreCommand::Read(_)),
+            move |jobs| carry_out(&mut rows, jobs),
         )?;
         let ServerEnds { machine, cluster, clock, peers, inbound, asks, map, notes, stop } = ends;
         Ok(Self {

@@ -82,6 +82,24 @@ impl<J: Send + 'static, A: Send + 'static> Worker<J, A> {
         failed: fn(&A) -> bool,
         mut work: impl FnMut(J) -> A + Send + 'static,
     ) -> Result<Self, NodeError> {
+        let alone = |_: &J| false;
+        let one_by_one = move |jobs: Vec<J>| jobs.into_iter().map(&mut work).collect();
+        Self::start_gathering(part, mode, telemetry, window, classify, failed, alone, one_by_one)
+    }
+
+    /// As [`Self::start`], for a store that does several jobs at once, if `gathers` says so of each: as many of those as wait one behind the
+    /// other are handed to it together, never past another. `work` gives an answer for each, in their order.
+    #[expect(clippy::too_many_arguments, reason = "as start, which all others call")]
+    pub(super) fn start_gathering(
+        part: &'static str,
+        mode: &StorageMode,
+        telemetry: &Telemetry,
+        window: usize,
+        classify: fn(&J) -> StorageWork,
+        failed: fn(&A) -> bool,
+        gathers: fn(&J) -> bool,
+        mut work: impl FnMut(Vec<J>) -> Vec<A> + Send + 'static,
+    ) -> Result<Self, NodeError> {
         let (jobs, mut taken) = mpsc::channel::<J>(window);
         let (answer, answers) = mpsc::channel(window);
         let mut task = JoinSet::new();
@@ -92,12 +110,23 @@ impl<J: Send + 'static, A: Send + 'static> Worker<J, A> {
                 thread::Builder::new()
                     .name(part.to_owned())
                     .spawn(move || {
-                        while let Some(job) = taken.blocking_recv() {
-                            let (class, began) = (classify(&job), Instant::now());
-                            let answered = work(job);
-                            telemetry.worked(class, began.elapsed(), failed(&answered));
-                            if answer.blocking_send(answered).is_err() {
-                                break;
+                        let mut next = None;
+                        'work: while let Some(job) = next.take().or_else(|| taken.blocking_recv()) {
+                            let mut jobs = vec![job];
+                            while jobs.iter().all(gathers) && next.is_none() {
+                                match taken.try_recv() {
+                                    Ok(job) if gathers(&job) => jobs.push(job),
+                                    Ok(job) => next = Some(job),
+                                    Err(_) => break,
+                                }
+                            }
+                            let classes: Vec<StorageWork> = jobs.iter().map(classify).collect();
+                            let began = Instant::now();
+                            for (class, answered) in classes.into_iter().zip(work(jobs)) {
+                                telemetry.worked(class, began.elapsed(), failed(&answered));
+                                if answer.blocking_send(answered).is_err() {
+                                    break 'work;
+                                }
                             }
                         }
                         // The store is closed before `answer` is: who waits for that may open it again.
@@ -113,7 +142,7 @@ impl<J: Send + 'static, A: Send + 'static> Worker<J, A> {
                         let whole = latency(class);
                         let before = whole / 2;
                         tokio::time::sleep(before).await;
-                        let answered = work(job);
+                        let Some(answered) = work(vec![job]).pop() else { break };
                         tokio::time::sleep(whole.saturating_sub(before)).await;
                         telemetry.worked(class, whole, failed(&answered));
                         if answer.send(answered).await.is_err() {
@@ -214,6 +243,34 @@ mod tests {
         }
         assert!(worker.is_free());
         worker.close().await.expect("closed");
+    }
+
+    #[tokio::test]
+    async fn jobs_that_go_together_are_handed_over_together_and_never_past_another() {
+        let (begin, begun) = std::sync::mpsc::channel::<()>();
+        let groups = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let seen = Arc::clone(&groups);
+        let work = move |jobs: Vec<u32>| {
+            begun.recv().expect("a sign to begin");
+            seen.lock().expect("not poisoned").push(jobs.clone());
+            jobs
+        };
+        let (even, class) = (|job: &u32| job.is_multiple_of(2), |_: &u32| StorageWork::RowsRead);
+        let worker = Worker::start_gathering("store", &StorageMode::Threads, &Telemetry::default(), 8, class, |_| false, even, work);
+        let mut worker = worker.expect("started");
+        // The first keeps it busy, so that the rest waits.
+        let jobs = [1, 2, 4, 6, 3, 5, 8, 10];
+        for job in jobs {
+            worker.submit(job).expect("runs");
+        }
+        for _ in 0..jobs.len() {
+            begin.send(()).expect("it runs");
+        }
+        for job in jobs {
+            assert_eq!(worker.answer().await.expect("runs"), job);
+        }
+        worker.close().await.expect("closed");
+        assert_eq!(*groups.lock().expect("not poisoned"), [vec![1], vec![2, 4, 6], vec![3], vec![5], vec![8, 10]]);
     }
 
     #[tokio::test(start_paused = true)]

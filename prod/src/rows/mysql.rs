@@ -22,6 +22,7 @@ use crate::{
 use control::{Control, Databases, Listed, Use};
 use layout::Place;
 use std::{
+    cell::RefCell,
     collections::{BTreeMap, BTreeSet},
     fmt,
     sync::Arc,
@@ -31,7 +32,7 @@ use tokio::time::Instant;
 use twinshard_core::{
     id::{OwnerNumber, Position, ReplicaId, SnapshotId, StageId},
     schema::Schema,
-    storage::{FlushBatch, LostReason, SnapshotChunk, StoreAnswer, StoreCommand, ViewState},
+    storage::{FlushBatch, LostReason, RowQuery, SnapshotChunk, StoreAnswer, StoreCommand, ViewState},
 };
 use view::Applied;
 
@@ -41,6 +42,10 @@ pub const PREFIX: &str = "twinshard";
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
 /// The same for what makes or drops a database, or reads a whole view. A guess.
 const LONG_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The most connections that reads of one server are spread over, the first of which is the one that writes. A guess: more than the
+/// database of a small machine has processors for.
+const READ_LINKS_MAX: usize = 4;
 
 /// What a new replica's tables are made after.
 #[derive(Clone, Debug)]
@@ -80,6 +85,8 @@ struct State {
     /// How far each view has been seen to be: one that has less went back, as a database that was restored from an older copy.
     reached: BTreeMap<ReplicaId, Position>,
     snapshots: BTreeMap<(ReplicaId, SnapshotId), Snapshot>,
+    /// Further connections, for reads that do not wait for each other. Made when they are needed, and kept.
+    readers: Vec<Link>,
 }
 
 impl fmt::Debug for MysqlRows {
@@ -105,7 +112,7 @@ impl MysqlRows {
         let control = Control { prefix: settings.database.clone(), identity, owner };
         let listed = Listed::default();
         let (places, reached, snapshots) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        let state = State { control, shapes, generation: 0, listed, places, reached, snapshots };
+        let state = State { control, shapes, generation: 0, listed, places, reached, snapshots, readers: Vec::new() };
         let mut rows = Self { database, state, patience: settings.patience, command_timeout: COMMAND_TIMEOUT };
         let opened = rows.patiently(async |state, link| {
             state.control.take_over(link, false).await?;
@@ -130,11 +137,23 @@ impl MysqlRows {
         let state = &mut self.state;
         self.database.run(timeout, async |link, generation| {
             if state.generation != generation && state.generation > 0 {
+                state.readers.clear();
                 state.load(link).await?;
             }
             state.generation = generation;
             work(state, link).await
         })
+    }
+
+    /// What is answered to a command that could not be done.
+    fn answer_to(&self, trouble: Trouble) -> Result<StoreAnswer, StoreError> {
+        match trouble {
+            Trouble::Lost(reason) => Ok(StoreAnswer::Lost(reason)),
+            Trouble::NoControl => Ok(StoreAnswer::Lost(LostReason::RowsMissing)),
+            Trouble::TakenOver => Err(StoreError::TakenOver),
+            Trouble::Down(reason) if self.database.is_dead() => Err(StoreError::Failed(reason)),
+            Trouble::Down(_) | Trouble::Refused(_) => Ok(StoreAnswer::Unavailable),
+        }
     }
 
     /// As [`Self::run`], and waits for a database that is down.
@@ -163,6 +182,15 @@ impl MysqlRows {
     }
 }
 
+/// What is wrong with one replica is told of that one alone.
+fn lost_or<T>(done: Result<T, Trouble>) -> Result<Result<T, LostReason>, Trouble> {
+    match done {
+        Ok(done) => Ok(Ok(done)),
+        Err(Trouble::Lost(reason)) => Ok(Err(reason)),
+        Err(trouble) => Err(trouble),
+    }
+}
+
 impl RowStore for MysqlRows {
     fn execute(&mut self, replica: ReplicaId, command: StoreCommand) -> Result<StoreAnswer, StoreError> {
         let timeout = match &command {
@@ -173,13 +201,20 @@ impl RowStore for MysqlRows {
             | StoreCommand::ReadSnapshot { .. }
             | StoreCommand::CloseSnapshot(_) => self.command_timeout,
         };
-        match self.run(timeout, async |state, link| state.work(link, replica, command).await) {
-            Ok(answer) => Ok(answer),
-            Err(Trouble::Lost(reason)) => Ok(StoreAnswer::Lost(reason)),
-            Err(Trouble::NoControl) => Ok(StoreAnswer::Lost(LostReason::RowsMissing)),
-            Err(Trouble::TakenOver) => Err(StoreError::TakenOver),
-            Err(Trouble::Down(reason)) if self.database.is_dead() => Err(StoreError::Failed(reason)),
-            Err(Trouble::Down(_) | Trouble::Refused(_)) => Ok(StoreAnswer::Unavailable),
+        let done = self.run(timeout, async |state, link| state.work(link, replica, command).await);
+        done.or_else(|trouble| self.answer_to(trouble))
+    }
+
+    fn read_all(&mut self, reads: Vec<(ReplicaId, RowQuery)>) -> Vec<Result<StoreAnswer, StoreError>> {
+        let count = reads.len();
+        match self.run(self.command_timeout, async |state, link| state.read_all(link, reads).await) {
+            Ok(answers) => answers.into_iter().map(Ok).collect(),
+            // What is wrong with the database is so for all of them.
+            Err(trouble) => {
+                let mut answers = vec![self.answer_to(trouble)];
+                answers.resize_with(count, || Ok(StoreAnswer::Unavailable));
+                answers
+            }
         }
     }
 
@@ -312,6 +347,41 @@ impl State {
                 Ok(StoreAnswer::Swapped(Box::new(view::state(link, &place, replica).await?)))
             }
         }
+    }
+
+    /// Reads, spread over some connections. Nothing is written meanwhile, so each sees what was flushed before it was asked for.
+    async fn read_all(&mut self, link: &mut Link, reads: Vec<(ReplicaId, RowQuery)>) -> Result<Vec<StoreAnswer>, Trouble> {
+        let mut answers = vec![StoreAnswer::Unavailable; reads.len()];
+        let mut places = Vec::new();
+        for (replica, _) in &reads {
+            places.push(lost_or(self.view(link, *replica).await)?);
+        }
+        // Given up with whatever is under way on them, if a read fails or is too late.
+        let mut readers = std::mem::take(&mut self.readers);
+        while readers.len() + 1 < READ_LINKS_MAX.min(reads.len()) {
+            match link.another().await {
+                Ok(reader) => readers.push(reader),
+                Err(trouble) => {
+                    // One is enough.
+                    tracing::debug!(?trouble, "no further connection to the database");
+                    break;
+                }
+            }
+        }
+        let left = RefCell::new(reads.iter().zip(places).zip(&mut answers));
+        let lanes = std::iter::once(link).chain(&mut readers).map(async |link: &mut Link| {
+            loop {
+                let Some((((replica, query), place), answer)) = left.borrow_mut().next() else { return Ok::<(), Trouble>(()) };
+                let read = match place {
+                    Ok(place) => lost_or(view::read(link, &place, *replica, query).await)?,
+                    Err(reason) => Err(reason),
+                };
+                *answer = read.map_or_else(StoreAnswer::Lost, StoreAnswer::Rows);
+            }
+        });
+        futures_util::future::try_join_all(lanes).await?;
+        self.readers = readers;
+        Ok(answers)
     }
 
     async fn create(&mut self, link: &mut Link, replica: ReplicaId) -> Result<StoreAnswer, Trouble> {

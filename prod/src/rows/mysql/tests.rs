@@ -226,6 +226,55 @@ fn a_database_that_is_down_is_unavailable_and_comes_back_with_everything() {
 }
 
 #[test]
+fn reads_that_come_together_are_spread_over_connections_and_answered_as_one_by_one() {
+    let Some(mut server) = Server::start() else { return };
+    let venue = InDatabase::new(&server);
+    let mut store = venue.open_with(1, &names()).expect("opens");
+    let other = ReplicaId(8);
+    for (replica, keys) in [(REPLICA, 0..2_500), (other, 0..10)] {
+        assert_eq!(store.execute(replica, StoreCommand::Create).expect("ours"), StoreAnswer::Done);
+        store.execute(replica, flush(keys, 1, &name())).expect("ours");
+    }
+    let read = |replica, low: i64, high: i64| {
+        (replica, RowQuery::Range { range: KeyRange { low: Key(low), high: Key(high) }, limit: u32::MAX, bytes_max: u32::MAX })
+    };
+    let reads: Vec<_> =
+        (0..20).map(|n| read(if n % 3 == 0 { other } else { REPLICA }, n, 50 * n)).chain([read(ReplicaId(99), 0, 9)]).collect();
+    let mut one_by_one: Vec<StoreAnswer> = Vec::new();
+    for (replica, query) in &reads {
+        one_by_one.push(store.execute(*replica, StoreCommand::Read(query.clone())).expect("ours"));
+    }
+    assert_eq!(one_by_one.last(), Some(&StoreAnswer::Lost(LostReason::RowsMissing)));
+    let together = |store: &mut MysqlRows| -> Vec<StoreAnswer> {
+        store.read_all(reads.clone()).into_iter().map(|answer| answer.expect("ours")).collect()
+    };
+    assert!(together(&mut store) == one_by_one);
+    assert_eq!(store.state.readers.len(), READ_LINKS_MAX - 1);
+    // What is flushed is seen on all of them at once.
+    for at in 2..30 {
+        let flushed = store.execute(REPLICA, flush([10_000 + i64::try_from(at).expect("few")], at, &name())).expect("ours");
+        assert_eq!(flushed, StoreAnswer::Flushed { durable: position(at) });
+        for answer in store.read_all(vec![read(REPLICA, 10_000, 20_000); 8]) {
+            assert_eq!(keys(answer.expect("ours")).len() as u64, at - 1);
+        }
+    }
+    // One value does not verify: those who read it hear of it, and nobody else.
+    venue.by_hand([format!("UPDATE {}.shard_rows SET `Stud_name` = 'Eve' WHERE `Stud_id` = 2400", quoted(&venue.view(REPLICA)))]);
+    let answers = store.read_all(vec![read(REPLICA, 8, 8), read(REPLICA, 2_400, 2_400), read(other, 7, 7)]);
+    let answers: Vec<StoreAnswer> = answers.into_iter().map(|answer| answer.expect("ours")).collect();
+    assert_eq!(answers[1], StoreAnswer::Lost(LostReason::RowsDamaged));
+    assert_eq!((keys(answers[0].clone()), keys(answers[2].clone())), (vec![8], vec![7]));
+    // A database that is gone is gone for all.
+    server.kill();
+    assert!(together(&mut store).iter().all(|answer| *answer == StoreAnswer::Unavailable));
+    server.start_again();
+    patiently(&mut store, all());
+    let back: Vec<StoreAnswer> = together(&mut store);
+    assert!(back == one_by_one);
+    assert_eq!(store.state.readers.len(), READ_LINKS_MAX - 1);
+}
+
+#[test]
 fn a_database_that_hangs_is_unavailable_and_its_late_commit_does_no_harm() {
     let Some(server) = Server::start() else { return };
     let mut store = InDatabase::new(&server).open_with(1, &names()).expect("opens");
