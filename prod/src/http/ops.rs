@@ -131,10 +131,16 @@ fn described(events: &[Event], map: &ClusterMap, now: Instant) -> Vec<(u64, Valu
     });
     let kept = map.servers.iter().map(|(server, record)| (*server, &*record.name));
     let names: BTreeMap<ServerId, &str> = removed.chain(kept).collect();
+    // And replicas that are gone had a server.
+    let gone = events.iter().filter_map(|event| match &event.note {
+        Note::Minted { replica, server, .. } | Note::Retired { replica, server, .. } => Some((*replica, *server)),
+        _ => None,
+    });
+    let homes: BTreeMap<ReplicaId, ServerId> = gone.chain(map.replicas.iter().map(|(id, record)| (*id, record.server))).collect();
     let mut led: BTreeMap<ShardId, Configuration> = BTreeMap::new();
     let mut described = Vec::new();
     for event in events {
-        let (text, facts) = describe(&event.note, map, &names, &led);
+        let (text, facts) = describe(&event.note, map, (&names, &homes), &led);
         let mut value = json!({
             "number": event.number,
             "ago_ms": u64::try_from(now.saturating_duration_since(event.at).as_millis()).unwrap_or(u64::MAX),
@@ -154,11 +160,16 @@ fn described(events: &[Event], map: &ClusterMap, now: Instant) -> Vec<(u64, Valu
 
 type Facts = Vec<(&'static str, Value)>;
 
-fn describe(note: &Note, map: &ClusterMap, names: &BTreeMap<ServerId, &str>, led: &BTreeMap<ShardId, Configuration>) -> (String, Facts) {
+fn describe(
+    note: &Note,
+    map: &ClusterMap,
+    (names, homes): (&BTreeMap<ServerId, &str>, &BTreeMap<ReplicaId, ServerId>),
+    led: &BTreeMap<ShardId, Configuration>,
+) -> (String, Facts) {
     let name = |server: ServerId| names.get(&server).map_or_else(|| server.to_string(), ToString::to_string);
     let shard_name = |shard: ShardId| map.shards.get(&shard).map_or_else(|| shard.to_string(), |record| record.name.to_string());
     let of_server = |server: ServerId, words: &str| (format!("{} {words}", name(server)), vec![("server", json!(name(server)))]);
-    let home = |replica: ReplicaId| map.server_of(replica).map_or_else(|| replica.to_string(), name);
+    let home = |replica: ReplicaId| homes.get(&replica).map_or_else(|| replica.to_string(), |server| name(*server));
     match note {
         Note::Suspected { server } => of_server(*server, "does not answer"),
         Note::Recovered { server } => of_server(*server, "answers again"),
@@ -294,6 +305,8 @@ mod tests {
                 wanted_primary: None,
             },
         );
+        // It was given up since.
+        map.replicas.remove(&ReplicaId(3));
         let telemetry = Telemetry::default();
         let config = |epoch, primary, members: &[u64]| Configuration {
             epoch: Epoch(epoch),
