@@ -91,6 +91,7 @@ status: static ## What a deployment is doing (PORT; of one with TLS=1: CA=ca.pem
 
 .PHONY: test
 test: ## Every test: machines, storage, simulated scenarios, processes (minutes)
+	@tests/db/get.sh mariadb >/dev/null || echo "No MariaDB can be had here: its tests are skipped"
 	@if docker version >/dev/null 2>&1; then $(MAKE) static && export TWINSHARD_PROGRAM=$(CURDIR)/$(STATIC); \
 		else echo "No Docker engine answers: its tests are skipped"; $(CARGO) build --release --locked -p twinshard; fi && \
 		$(CARGO) test --workspace --locked
