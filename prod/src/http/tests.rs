@@ -12,7 +12,10 @@ use crate::{
 };
 use http_body_util::BodyExt;
 use serde_json::json;
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    sync::atomic::{AtomicUsize, Ordering},
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     task::JoinHandle,
@@ -54,6 +57,25 @@ fn played(settings: HttpSettings, mut answer: impl FnMut(Asked) -> Option<Reply>
         }
     });
     (balancer::router(handle, settings), machine)
+}
+
+/// The same with two such writes at the machine, which is silent: and what these are told in the end.
+async fn with_two_waiting(settings: HttpSettings, write: &'static str) -> (Router, JoinHandle<()>, Vec<JoinHandle<u16>>) {
+    let taken = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&taken);
+    let (router, machine) = played(settings, move |_| {
+        count.fetch_add(1, Ordering::SeqCst);
+        None
+    });
+    let asked = || {
+        let router = router.clone();
+        tokio::spawn(async move { ask(&router, request("POST", "/write", write)).await.status().as_u16() })
+    };
+    let waiting = vec![asked(), asked()];
+    while taken.load(Ordering::SeqCst) < 2 {
+        tokio::task::yield_now().await;
+    }
+    (router, machine, waiting)
 }
 
 fn request(method: &str, path: &str, body: impl Into<Body>) -> Request {

@@ -66,7 +66,9 @@ pub(super) async fn run(name: &str, dry_run: bool) -> Result<(), Failure> {
     let prefix = deployment.volume_name("");
     let mount = |volume: &String| (volume.clone(), format!("{SERVERS}/{}", volume.strip_prefix(&prefix).unwrap_or(volume)), true);
     let volumes = [(data, "/data".to_owned(), true), (deployment.volume_name("secret"), "/secret".to_owned(), true)];
+    // To bring up the register's database; a file needs nobody's help.
     let socket = PathBuf::from("/var/run/docker.sock");
+    let socket = if register == RegisterArg::Redb.name() { None } else { Some((socket.display().to_string(), socket_group(&socket)?)) };
     let wanted = Wanted {
         alias: RECOVERY.to_owned(),
         image,
@@ -74,7 +76,7 @@ pub(super) async fn run(name: &str, dry_run: bool) -> Result<(), Failure> {
         environment: vec![],
         labels: vec![(ROLE.to_owned(), RECOVERY.to_owned())],
         volumes: volumes.into_iter().chain(servers.iter().map(mount)).collect(),
-        socket: Some((socket.display().to_string(), socket_group(&socket)?)),
+        socket,
         published: None,
         credentials: vec![],
         restarts: false,

@@ -2,7 +2,6 @@
 
 use super::*;
 use crate::{net::Network, peer::memory::Memory};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::{io::DuplexStream, time::Instant};
 use twinshard_core::{
     command::{Command, Entry, OnConflict, Operation},
@@ -78,21 +77,7 @@ async fn bodies_that_do_not_fit_beside_the_others_are_told_to_come_again() {
     // One such body takes its bytes, and 128 for each of its 5 values.
     let room = 2 * (WRITE.len() + 5 * 128);
     let settings = HttpSettings { bodies: Bodies::new(room), ..HttpSettings::default() };
-    let taken = Arc::new(AtomicUsize::new(0));
-    let count = Arc::clone(&taken);
-    let (router, machine) = played(settings, move |_| {
-        count.fetch_add(1, Ordering::SeqCst);
-        None
-    });
-    let waiting: Vec<_> = (0..2)
-        .map(|_| {
-            let router = router.clone();
-            tokio::spawn(async move { ask(&router, request("POST", "/write", WRITE)).await.status().as_u16() })
-        })
-        .collect();
-    while taken.load(Ordering::SeqCst) < 2 {
-        tokio::task::yield_now().await;
-    }
+    let (router, machine, waiting) = with_two_waiting(settings, WRITE).await;
     for body in [WRITE, "{}", " "] {
         let response = ask(&router, request("POST", "/write", body)).await;
         assert_eq!(response.headers()["retry-after"], "1");

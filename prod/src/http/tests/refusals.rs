@@ -2,7 +2,6 @@
 
 use super::*;
 use crate::telemetry::Telemetry;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use twinshard_core::{
     id::Position,
     request::{Applied, RequestError, ServerReply, ShardPart, Written},
@@ -127,21 +126,7 @@ async fn a_machine_that_is_gone_leaves_the_outcome_unknown_or_refuses() {
 #[tokio::test]
 async fn one_request_more_than_are_allowed_at_once_is_told_to_come_again() {
     let settings = HttpSettings { requests_max: 2, ..HttpSettings::default() };
-    let taken = Arc::new(AtomicUsize::new(0));
-    let count = Arc::clone(&taken);
-    let (router, machine) = played(settings, move |_| {
-        count.fetch_add(1, Ordering::SeqCst);
-        None
-    });
-    let waiting: Vec<_> = (0..2)
-        .map(|_| {
-            let router = router.clone();
-            tokio::spawn(async move { ask(&router, request("POST", "/write", WRITE)).await.status().as_u16() })
-        })
-        .collect();
-    while taken.load(Ordering::SeqCst) < 2 {
-        tokio::task::yield_now().await;
-    }
+    let (router, machine, waiting) = with_two_waiting(settings, WRITE).await;
     let response = ask(&router, request("GET", "/status", Body::empty())).await;
     assert_eq!(response.headers()["retry-after"], "1");
     let (status, body) = json_of(response).await;
