@@ -139,10 +139,10 @@ impl Notes {
             Note::Granted { request } => tracing::info!(node = %name, %request, "change granted"),
             Note::Refused { request, reason } => tracing::warn!(node = %name, %request, %reason, "change refused"),
             Note::Controlling { from } => {
-                tracing::info!(node = %name, from = %Named(from.map(NodeId::Balancer)), "controls the cluster");
+                tracing::info!(node = %name, from = from.map(tracing::field::display), "controls the cluster");
             }
             Note::Ceded { to } => {
-                tracing::warn!(node = %name, to = %Named(to.map(NodeId::Balancer)), "does not control the cluster any more")
+                tracing::warn!(node = %name, to = to.map(tracing::field::display), "does not control the cluster any more")
             }
         }
         self.telemetry.noted(note);
