@@ -10,5 +10,6 @@ compile_error!(
 pub mod engine;
 pub mod flaw;
 pub mod net;
+mod rows;
 pub mod swarm;
 mod world;

@@ -1,5 +1,5 @@
 //! Plays a scenario in the turmoil world: the loop that steps the simulation, kills and starts hosts between steps, opens and closes fault
-//! windows. What turmoil cannot do (pauses, single messages lost or doubled) is refused, never left out.
+//! windows. What this world cannot do is refused, never left out.
 
 use super::{
     flaw::Flaw,
@@ -131,16 +131,16 @@ fn supported(fault: &Fault) -> Result<(), Unsupported> {
         | Fault::Down { .. }
         | Fault::SlowDisk { .. }
         | Fault::StartsFail { .. }
-        | Fault::Register { fault: RegisterFault::Unavailable, .. } => Ok(()),
-        Fault::Crash { .. }
         | Fault::Weather { .. }
+        | Fault::Pause { .. }
+        | Fault::StoreDown { .. }
+        | Fault::Register { fault: RegisterFault::Unavailable | RegisterFault::LostReply, .. } => Ok(()),
+        Fault::Crash { .. }
         | Fault::Split { .. }
         | Fault::PowerLoss
         | Fault::DiskLoss { .. }
         | Fault::Rot { .. }
-        | Fault::Pause { .. }
-        | Fault::StoreDown { .. }
-        | Fault::Register { .. }
+        | Fault::Register { fault: RegisterFault::Late | RegisterFault::Touched, .. }
         | Fault::ProvisionFails => Err(Unsupported(fault.to_string())),
     }
 }
@@ -257,11 +257,11 @@ impl Engine {
 
     // ---- faults
 
-    fn window_opens(&mut self, staged: &Staged, place: usize) {
-        let faults = self.resolve(staged.faults[place].fault);
-        self.struck.push((place, self.now(), faults.iter().flat_map(Fault::places).collect()));
+    fn window_opens(&mut self, staged: &Staged, window: usize) {
+        let faults = self.resolve(staged.faults[window].fault);
+        self.struck.push((window, self.now(), faults.iter().flat_map(Fault::places).collect()));
         self.shared.trace_at(self.now(), 4, &format!("{faults:?}"));
-        self.open.insert(place, faults.clone());
+        self.open.insert(window, faults.clone());
         for fault in faults {
             match fault {
                 Fault::Down { place: Place::Server(server), loses_disk } => {
@@ -274,10 +274,11 @@ impl Engine {
                 Fault::SlowDisk { place: Place::Server(server), sync_max } => {
                     self.shared.state().slow.insert(server, Duration::from_nanos(sync_max.0));
                 }
-                Fault::Register { .. } => self.shared.state().register_down = true,
+                Fault::Pause { place } => self.pause(place, staged.faults[window].end().0),
                 _ => {}
             }
         }
+        self.tell_open();
         self.relink();
     }
 
@@ -289,11 +290,32 @@ impl Engine {
                 Fault::SlowDisk { place: Place::Server(server), .. } => {
                     self.shared.state().slow.remove(&server);
                 }
-                Fault::Register { .. } => self.shared.state().register_down = false,
+                Fault::Pause { place } => {
+                    self.shared.state().paused.remove(&place);
+                }
                 _ => {}
             }
         }
+        self.tell_open();
         self.relink();
+    }
+
+    /// What hosts ask themselves: the weather, rows and registers that do not answer.
+    fn tell_open(&self) {
+        self.shared.state().open = self.open.values().flatten().copied().collect();
+    }
+
+    /// A process stands still until the window closes or somebody kills it; what is started in its place goes on.
+    fn pause(&self, place: Place, until: u64) {
+        let mut state = self.shared.state();
+        let runs = match place {
+            Place::Server(server) => state.servers.get(&server).is_some_and(|server| server.running),
+            Place::Balancer(place) => state.balancers.get(place).is_some_and(|balancer| balancer.running),
+            _ => false,
+        };
+        if runs {
+            state.paused.insert(place, until);
+        }
     }
 
     /// The fault with nodes in the place of roles: one for each node that has the role now.
@@ -305,6 +327,8 @@ impl Engine {
             }
             Fault::Down { place, loses_disk } => nodes(place).into_iter().map(|place| Fault::Down { place, loses_disk }).collect(),
             Fault::SlowDisk { place, sync_max } => nodes(place).into_iter().map(|place| Fault::SlowDisk { place, sync_max }).collect(),
+            Fault::Pause { place } => nodes(place).into_iter().map(|place| Fault::Pause { place }).collect(),
+            Fault::StoreDown { place } => nodes(place).into_iter().map(|place| Fault::StoreDown { place }).collect(),
             Fault::StartsFail { place: Place::Servers, .. } => vec![fault],
             Fault::StartsFail { place, times } => nodes(place).into_iter().map(|place| Fault::StartsFail { place, times }).collect(),
             other => vec![other],
@@ -378,7 +402,9 @@ impl Engine {
         let known = self.shared.state().servers.get(&server).filter(|place| place.running).map(|place| (place.disk.clone(), place.starts));
         let Some((disk, starts)) = known else { return };
         self.power_off(&server_host(server), &disk, [1_000 + server.0, starts]);
-        if let Some(place) = self.shared.state().servers.get_mut(&server) {
+        let mut state = self.shared.state();
+        state.paused.remove(&Place::Server(server));
+        if let Some(place) = state.servers.get_mut(&server) {
             place.running = false;
         }
     }
@@ -388,7 +414,9 @@ impl Engine {
         let Some(disk) = known else { return };
         let now = self.now();
         self.power_off(&balancer_host(place), &disk, [1 + place as u64, now]);
-        self.shared.state().balancers[place].running = false;
+        let mut state = self.shared.state();
+        state.paused.remove(&Place::Balancer(place));
+        state.balancers[place].running = false;
     }
 
     fn start_balancer(&mut self, place: usize) {

@@ -122,13 +122,13 @@ fn fault(draw: &mut Draw, (servers, shards, balancers, duration): (u64, u64, u64
         _ => format!("backup of sh{shard}"),
     };
     let kind = match loses_disk {
-        None => draw.below(12),
-        Some(0) => 12,
+        None => draw.below(15),
+        Some(0) => 15,
         Some(_) => 9 + draw.below(3),
     };
     let (kind, rest) = match kind {
         0..4 => ("crash", format!("target = \"{}\"\n", role(draw))),
-        12 => ("lose-disk", format!("target = \"{}\"\n", role(draw))),
+        15 => ("lose-disk", format!("target = \"{}\"\n", role(draw))),
         4 => ("crash", format!("target = \"balancer {}\"\n", draw.below(balancers))),
         5 => ("power-loss", String::new()),
         6 => {
@@ -139,7 +139,14 @@ fn fault(draw: &mut Draw, (servers, shards, balancers, duration): (u64, u64, u64
         8 => ("isolate", format!("target = \"{}\"\n", role(draw))),
         9 => ("register-down", String::new()),
         10 => ("slow-disk", format!("target = \"{}\"\nsync_ms = {}\n", role(draw), draw.between(5, 120))),
-        _ => ("provision-fails", format!("times = {}\n", draw.between(1, 3))),
+        11 => ("provision-fails", format!("times = {}\n", draw.between(1, 3))),
+        12 => {
+            let (loss, doubled, late) = (draw.below(40), draw.below(40), draw.below(80));
+            ("network", format!("loss_per_mille = {loss}\nduplicate_per_mille = {doubled}\ndelay_ms = {late}\n"))
+        }
+        13 => ("database-down", format!("target = \"{}\"\n", role(draw))),
+        _ if draw.chance(250_000) => ("pause", format!("target = \"balancer {}\"\n", draw.below(balancers))),
+        _ => ("pause", format!("target = \"{}\"\n", role(draw))),
     };
     format!("[[faults]]\nat_ms = {at}\nfor_ms = {long}\nkind = \"{kind}\"\n{rest}")
 }

@@ -2,8 +2,13 @@
 //! simulated network and simulated disks. The engine's loop starts and kills hosts; nothing here reads a clock, draws by chance, or iterates
 //! anything unordered.
 
-use super::{flaw::Flaw, net::TurmoilNetwork};
+use super::{
+    flaw::Flaw,
+    net::{Fate, TurmoilNetwork},
+    rows::SimRows,
+};
 use crate::{
+    faults::{Fault, Place, RegisterFault},
     keyed::{Keyed, Purpose, fold},
     trace::Trace,
 };
@@ -43,7 +48,7 @@ const CLUSTER: ClusterId = ClusterId(0x7457_494e);
 /// Where HTTP is served, on every host.
 const HTTP_PORT: u16 = 5_000;
 /// Where servers listen for peers.
-const PEER_PORT: u16 = 6_000;
+pub(super) const PEER_PORT: u16 = 6_000;
 /// The longest fsync of a disk that is not slow.
 const SYNC_MAX: Duration = Duration::from_micros(1_500);
 /// The longest other work of a store.
@@ -113,7 +118,14 @@ pub(super) struct State {
     register: Option<Arc<Mutex<RedbRegister>>>,
     initial: ClusterMap,
     pub(super) commands: VecDeque<Command>,
-    pub(super) register_down: bool,
+    /// The faults that are open, with nodes in the place of roles.
+    pub(super) open: Vec<Fault>,
+    /// The processes that stand still, and until when at most.
+    pub(super) paused: BTreeMap<Place, u64>,
+    /// How many connections between nodes there were.
+    pub(super) connections: u64,
+    /// How often the register was asked.
+    register_asked: u64,
     /// The longest fsync of slow disks.
     pub(super) slow: BTreeMap<ServerId, Duration>,
     /// The newest map that stands in the register.
@@ -123,6 +135,54 @@ pub(super) struct State {
     pub(super) notes: Vec<(u64, Note)>,
     pub(super) trace: Trace,
     flaw: Option<Flaw>,
+}
+
+impl State {
+    /// Whose host has that name; `None` of clients.
+    pub(super) fn place_of_host(&self, host: &str) -> Option<Place> {
+        let server = self.servers.keys().find(|server| server_host(**server) == host).copied().map(Place::Server);
+        server.or_else(|| (0..self.balancers.len()).find(|place| balancer_host(*place) == host).map(Place::Balancer))
+    }
+
+    /// What becomes of a frame: the sum of all weather that its ends are in.
+    pub(super) fn fate(&self, from: Place, to: Option<Place>, key: [u64; 2]) -> Fate {
+        let mut fate = Fate { copies: 1, late: Duration::ZERO };
+        for (part, fault) in (0..).zip(&self.open) {
+            let Fault::Weather { place, loss_ppm, duplicate_ppm, straggler_ppm, straggler_max } = fault else { continue };
+            if *place != Place::Others && *place != from && Some(*place) != to {
+                continue;
+            }
+            let mut draw = self.keyed.draw(Purpose::Message, key).split(part);
+            if draw.chance(*loss_ppm) {
+                fate.copies = 0;
+            }
+            if draw.chance(*duplicate_ppm) {
+                fate.copies *= 2;
+            }
+            if draw.chance(*straggler_ppm) {
+                fate.late += Duration::from_nanos(draw.below(straggler_max.0.max(1)));
+            }
+        }
+        fate.copies = fate.copies.min(2);
+        fate
+    }
+
+    /// Whether the rows of a server do not answer.
+    pub(super) fn is_store_down(&self, server: ServerId) -> bool {
+        self.open.contains(&Fault::StoreDown { place: Place::Server(server) })
+    }
+
+    /// What the register does wrong now towards a balancer.
+    fn register_fault(&mut self, balancer: usize) -> Option<RegisterFault> {
+        self.register_asked += 1;
+        let key = [self.register_asked, balancer as u64];
+        (0..).zip(&self.open).find_map(|(part, open)| match open {
+            Fault::Register { place, fault, ppm } if *place == Place::Others || *place == Place::Balancer(balancer) => {
+                self.keyed.draw(Purpose::Register, key).split(part).chance(*ppm).then_some(*fault)
+            }
+            _ => None,
+        })
+    }
 }
 
 /// [`State`] behind a lock. Everything runs on one thread: it is never waited for.
@@ -153,7 +213,10 @@ impl Shared {
             map: Arc::new(initial.clone()),
             initial,
             commands: VecDeque::new(),
-            register_down: false,
+            open: Vec::new(),
+            paused: BTreeMap::new(),
+            connections: 0,
+            register_asked: 0,
             slow: BTreeMap::new(),
             balancer_ids: BTreeMap::new(),
             record: Record::default(),
@@ -179,7 +242,8 @@ impl Shared {
         self.state().trace.event(Instant(at), what, text.len() as u64, detail);
     }
 
-    fn latency(&self, host: u64, start: u64, server: Option<ServerId>) -> Latency {
+    fn latency(&self, here: Place, start: u64, server: Option<ServerId>) -> Latency {
+        let host = here.code();
         let shared = self.clone();
         let count = Arc::new(Mutex::new(0_u64));
         Arc::new(move |work| {
@@ -194,11 +258,16 @@ impl Shared {
                 StorageWork::RowsRead | StorageWork::RowsWrite | StorageWork::RegisterRead | StorageWork::RegisterSwap => WORK_MAX,
             };
             let most = u64::try_from(most.as_nanos()).unwrap_or(u64::MAX);
-            Duration::from_nanos(state.keyed.draw(Purpose::Sync, [host, start, number]).below(most))
+            // Half of it passes before the work is done: nobody who stands still asks for anything.
+            let stands = state.paused.get(&here).map_or(0, |until| 2 * until.saturating_sub(now()));
+            Duration::from_nanos(stands + state.keyed.draw(Purpose::Sync, [host, start, number]).below(most))
         })
     }
 
-    fn node(&self, host: u64, start: u64, server: Option<ServerId>, balancer: Option<usize>) -> NodeParts<TurmoilNetwork> {
+    fn node(&self, start: u64, here: Place) -> NodeParts<TurmoilNetwork> {
+        let host = here.code();
+        let server = if let Place::Server(server) = here { Some(server) } else { None };
+        let balancer = if let Place::Balancer(place) = here { Some(place) } else { None };
         let shared = self.clone();
         let sink: NoteSink = Arc::new(move |_, node, note| {
             if matches!(note, Note::Dropped { .. }) {
@@ -215,10 +284,10 @@ impl Shared {
         });
         let seed = self.state().seed;
         NodeParts {
-            network: TurmoilNetwork,
+            network: TurmoilNetwork::new(self.clone(), here),
             secret: Secret::new([7; 32]),
             entropy: Entropy::from_seed(fold(fold(seed, host), start)),
-            storage: StorageMode::Inline(self.latency(host, start, server)),
+            storage: StorageMode::Inline(self.latency(here, start, server)),
             peers: PeerSettings::default(),
             notes: Some(sink),
         }
@@ -245,16 +314,17 @@ impl Shared {
         };
         let disk = Flaw::disk(flaw, disk);
         Flaw::server_starts(flaw);
-        let host = 1_000 + server.0;
-        let node = self.node(host, start, Some(server), None);
+        let node = self.node(start, Place::Server(server));
+        let network = node.network.clone();
         let first_owner = OwnerNumber(node.entropy.below(1 << 48) + 1);
         let identity = Identity { cluster: CLUSTER, server };
         let store::Opened { log, rows, recovered, owner } = store::open(&disk, identity, first_owner)?;
         let config = ServerConfig { server, owner, settings: ServerSettings::default(), planted: Planted::NONE };
         let peer_address = format!("{}:{PEER_PORT}", server_host(server));
+        let rows = SimRows::new(rows, self.clone(), server);
         let parts = ServerParts { node, cluster: CLUSTER, peer_address, config, recovered, log, rows };
         let running = ServerNode::start(parts).await?;
-        let listener = TurmoilNetwork.listen(&format!("{}:{HTTP_PORT}", server_host(server))).await?;
+        let listener = network.listen(&format!("{}:{HTTP_PORT}", server_host(server))).await?;
         let settings = HttpSettings { hosts: Hosts::Any, ..HttpSettings::default() };
         let router = http::server::router(running.handle(), ServerIdentity { name, number, standalone: None }, settings.clone());
         http::serve::<TurmoilNetwork>(listener, router, settings, running.stop().watch()).await;
@@ -282,14 +352,14 @@ impl Shared {
             };
             (state.balancers[place].starts, register)
         };
-        let host = 1 + place as u64;
-        let node = self.node(host, start, None, Some(place));
+        let node = self.node(start, Place::Balancer(place));
+        let network = node.network.clone();
         let config = BalancerConfig { seed: node.entropy.below(u64::MAX), ..config };
-        let register = SimRegister { store: register, shared: self.clone() };
-        let provisioner = SimProvisioner(self.clone());
+        let register = SimRegister { store: register, shared: self.clone(), balancer: place };
+        let provisioner = SimProvisioner(self.clone(), network.clone());
         let balancer = BalancerNode::start(BalancerParts { node, config, register, provisioner }).await?;
         if balancer.handle().ready().await {
-            let listener = TurmoilNetwork.listen(&balancer_address(place)).await?;
+            let listener = network.listen(&balancer_address(place)).await?;
             let settings = HttpSettings { hosts: Hosts::Any, ..HttpSettings::default() };
             let router = http::balancer::router(balancer.handle(), settings.clone());
             http::serve::<TurmoilNetwork>(listener, router, settings, balancer.stop().watch()).await;
@@ -316,12 +386,13 @@ impl Shared {
 #[derive(Clone)]
 pub(super) struct Clients {
     shared: Shared,
+    network: TurmoilNetwork,
     balancer_count: usize,
 }
 
 impl Clients {
-    pub(super) const fn new(shared: Shared, balancer_count: usize) -> Self {
-        Self { shared, balancer_count }
+    pub(super) fn new(shared: Shared, balancer_count: usize) -> Self {
+        Self { network: TurmoilNetwork::new(shared.clone(), Place::Clients), shared, balancer_count }
     }
 }
 
@@ -329,7 +400,7 @@ impl World for Clients {
     type Network = TurmoilNetwork;
 
     fn network(&self) -> &TurmoilNetwork {
-        &TurmoilNetwork
+        &self.network
     }
 
     fn now_ns(&self) -> u64 {
@@ -362,13 +433,11 @@ enum Store {
 struct SimRegister {
     store: Store,
     shared: Shared,
+    balancer: usize,
 }
 
 impl SimRegister {
     fn with<T>(&mut self, work: impl FnOnce(&mut RedbRegister) -> Result<T, RegisterError>) -> Result<T, RegisterError> {
-        if self.shared.state().register_down {
-            return Err(RegisterError::Failed("it is down".to_owned()));
-        }
         match &mut self.store {
             Store::Own(register) => work(register),
             Store::Shared(register) => work(&mut register.lock().unwrap_or_else(PoisonError::into_inner)),
@@ -378,23 +447,38 @@ impl SimRegister {
 
 impl Register for SimRegister {
     fn read(&mut self) -> Result<(MapVersion, Arc<ClusterMap>), RegisterError> {
-        self.with(RedbRegister::read)
+        let fault = self.shared.state().register_fault(self.balancer);
+        let read = self.with(RedbRegister::read);
+        match fault {
+            // A read that is late or whose reply is lost is no answer.
+            Some(RegisterFault::Unavailable | RegisterFault::LostReply | RegisterFault::Late) => Err(silent()),
+            Some(RegisterFault::Touched) | None => read,
+        }
     }
 
     fn compare_and_set(&mut self, expected: MapVersion, map: &ClusterMap) -> Result<bool, RegisterError> {
+        let fault = self.shared.state().register_fault(self.balancer);
+        if fault == Some(RegisterFault::Unavailable) {
+            return Err(silent());
+        }
         let done = self.with(|register| register.compare_and_set(expected, map))?;
         if done {
             self.shared.learn(map);
         }
-        Ok(done)
+        if fault == Some(RegisterFault::LostReply) { Err(silent()) } else { Ok(done) }
     }
 }
 
+fn silent() -> RegisterError {
+    RegisterError::Failed("it does not answer".to_owned())
+}
+
 /// Hands the work to the engine's loop: hosts are started and killed between steps only.
-struct SimProvisioner(Shared);
+struct SimProvisioner(Shared, TurmoilNetwork);
 
 impl SimProvisioner {
     async fn ask(&self, server: ServerId, ask: Ask) -> Result<Address, String> {
+        self.1.goes_on().await;
         let (done, answer) = oneshot::channel();
         self.0.state().commands.push_back(Command { server, ask, done });
         answer.await.unwrap_or_else(|_| Err("the provisioner is gone".to_owned()))
