@@ -75,6 +75,10 @@ bugs! {
     CreatesAgain = "planted-r17-creates-again",
     /// R23: a balancer goes on with its old session after a restart.
     ReusesSession = "planted-r23-reuses-session",
+    /// A replica takes itself for lost after it swapped a snapshot in, when more was committed meanwhile.
+    LosesItselfAfterSwap = "planted-loses-itself-after-swap",
+    /// A replica takes itself for lost when it hears a higher epoch while a snapshot is swapped in.
+    LosesItselfAtHigherEpoch = "planted-loses-itself-at-higher-epoch",
     /// R24: the session floor is not kept: an evicted session is taken for a new one.
     ForgetsFloor = "planted-r24-forgets-floor",
 }

@@ -32,7 +32,7 @@ pub(crate) mod tests;
 use crate::{
     config::Configuration,
     effect::Note,
-    id::{Epoch, LogIndex, NodeId, OwnerNumber, Position, ReplicaId, ShardId, StageId},
+    id::{Epoch, LogIndex, NodeId, OwnerNumber, ReplicaId, ShardId, StageId},
     log::Log,
     message::{LeadStage, ReplicaBody, ReplicaMessage, ReplicaStatus, ToBalancer},
     planted::{Bug, Planted},
@@ -109,7 +109,6 @@ enum Role {
 }
 
 /// How many of the last entries the deep check looks at.
-#[cfg(debug_assertions)]
 const DEEP_ENTRIES: usize = 16;
 
 /// What a replica is told of its surroundings.
@@ -178,8 +177,6 @@ pub(crate) struct Replica {
 
     out: Vec<ReplicaEffect>,
     deadline: Option<Instant>,
-    /// The last entries applied, with a digest of what came of each.
-    trail: VecDeque<(Position, u64)>,
     /// The promise at the end of the last step, to see that it only grows.
     promised_before: Epoch,
 }
@@ -272,7 +269,6 @@ impl Replica {
             acknowledgement: None,
             out: Vec::new(),
             deadline: None,
-            trail: VecDeque::new(),
             promised_before: Epoch(0),
         }
     }
@@ -310,11 +306,6 @@ impl Replica {
     /// The configuration it leads, if it does.
     pub(crate) fn configuration(&self) -> Option<&Configuration> {
         self.lead().map(|lead| &lead.config)
-    }
-
-    /// The last entries applied, oldest first, each with a digest of what came of it.
-    pub(crate) fn applied_trail(&self) -> impl Iterator<Item = (Position, u64)> {
-        self.trail.iter().copied()
     }
 
     /// When it wants a tick.
@@ -526,6 +517,9 @@ impl Replica {
             return;
         }
         self.heard = epoch;
+        if self.swap.is_some() && self.context.planted.has(Bug::LosesItselfAtHigherEpoch) {
+            self.lose(LostReason::RowsDamaged);
+        }
         if self.leads_below(epoch) {
             self.step_down();
         }
@@ -656,11 +650,13 @@ impl Replica {
                 self.lame_through
             );
         }
-        self.check_deeply();
+        // The feature is the simulators', whose release builds burn the most seeds.
+        if cfg!(any(debug_assertions, feature = "planted")) {
+            self.check_deeply();
+        }
     }
 
     /// What takes longer to check: in simulation and tests only.
-    #[cfg(debug_assertions)]
     fn check_deeply(&self) {
         let last = self.log.last();
         assert!(last.epoch <= self.promised, "{}: an entry of {} above the promise {}", self.id, last.epoch, self.promised);
@@ -678,10 +674,6 @@ impl Replica {
             }
         }
     }
-
-    #[cfg(not(debug_assertions))]
-    #[expect(clippy::unused_self, reason = "the other build profile uses it")]
-    const fn check_deeply(&self) {}
 }
 
 fn view_limits(context: &ReplicaContext) -> ViewLimits {

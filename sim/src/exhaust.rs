@@ -50,6 +50,8 @@ pub struct Searched {
     pub events: u64,
     /// Places where the fault-free schedule can deviate.
     pub sites: u32,
+    /// If the most schedules were played before all were: how many first deviations were tried to the end, and of how many.
+    pub stopped: Option<(usize, usize)>,
     /// The first violation in the order of the search, with the deviations that lead to it.
     pub failure: Option<(BTreeMap<u32, Deviation>, Violation)>,
 }
@@ -148,15 +150,16 @@ fn plan(server_count: usize, replicas: &[usize], write_quorum: Option<u32>, acti
     }
 }
 
-/// Plays every schedule of a workload with at most `depth` deviations, on so many threads. At the first violation the search stops.
+/// Plays every schedule of a workload with at most `depth` deviations, on so many threads. The search stops at the first violation, or when
+/// so many schedules were played that there are `schedules_max`.
 #[must_use]
-pub fn search(tiny: &Tiny, depth: u32, jobs: usize) -> Searched {
+pub fn search(tiny: &Tiny, depth: u32, schedules_max: u64, jobs: usize) -> Searched {
     let base = World::set_up(Arc::new(tiny.plan.clone()), SET_UP_AT);
     if let Some(violation) = base.violation() {
         return Searched { failure: Some((BTreeMap::new(), violation.clone())), ..Searched::default() };
     }
     let (result, script) = play(&base, &BTreeMap::new());
-    let mut searched = Searched { schedules: 1, events: result.events, sites: script.site_count, failure: None };
+    let mut searched = Searched { schedules: 1, events: result.events, sites: script.site_count, ..Searched::default() };
     if let Some(violation) = result.violation {
         searched.failure = Some((BTreeMap::new(), violation));
         return searched;
@@ -165,23 +168,27 @@ pub fn search(tiny: &Tiny, depth: u32, jobs: usize) -> Searched {
     // Up to which first deviation it matters: beyond the lowest that leads to a failure nothing does.
     let (next, end) = (AtomicUsize::new(0), AtomicUsize::new(if depth == 0 { 0 } else { firsts.len() }));
     let (schedules, events) = (AtomicU64::new(1), AtomicU64::new(result.events));
+    let completed = AtomicUsize::new(0);
     let failures = Mutex::new(BTreeMap::new());
     std::thread::scope(|scope| {
         for _ in 0..jobs.max(1) {
             // Each thread has a world of its own to copy: what worlds share is counted with atomics.
             let base = base.clone();
-            let (next, end, schedules, events, failures, firsts) = (&next, &end, &schedules, &events, &failures, &firsts);
+            let (next, end, schedules, events, failures, firsts, completed) =
+                (&next, &end, &schedules, &events, &failures, &firsts, &completed);
             scope.spawn(move || {
                 loop {
                     let place = next.fetch_add(1, Ordering::Relaxed);
-                    let goes_on = || place < end.load(Ordering::Relaxed);
+                    let goes_on = || place < end.load(Ordering::Relaxed) && schedules.load(Ordering::Relaxed) < schedules_max;
                     if !goes_on() {
                         break;
                     }
                     let mut own = Searched::default();
-                    descend(&base, &firsts[place], depth - 1, &mut own, &goes_on);
-                    schedules.fetch_add(own.schedules, Ordering::Relaxed);
+                    descend(&base, &firsts[place], depth - 1, &mut own, schedules, &goes_on);
                     events.fetch_add(own.events, Ordering::Relaxed);
+                    if schedules.load(Ordering::Relaxed) < schedules_max {
+                        completed.fetch_add(1, Ordering::Relaxed);
+                    }
                     if let Some(failure) = own.failure {
                         end.fetch_min(place, Ordering::Relaxed);
                         failures.lock().unwrap_or_else(PoisonError::into_inner).insert(place, failure);
@@ -191,14 +198,22 @@ pub fn search(tiny: &Tiny, depth: u32, jobs: usize) -> Searched {
         }
     });
     searched.schedules = schedules.into_inner();
+    searched.stopped = (searched.schedules >= schedules_max).then_some((completed.into_inner(), firsts.len()));
     searched.events = events.into_inner();
     searched.failure = failures.into_inner().unwrap_or_else(PoisonError::into_inner).pop_first().map(|(_, failure)| failure);
     searched
 }
 
-fn descend(base: &World, deviations: &BTreeMap<u32, Deviation>, depth: u32, searched: &mut Searched, goes_on: &dyn Fn() -> bool) {
+fn descend(
+    base: &World,
+    deviations: &BTreeMap<u32, Deviation>,
+    depth: u32,
+    searched: &mut Searched,
+    schedules: &AtomicU64,
+    goes_on: &dyn Fn() -> bool,
+) {
     let (result, script) = play(base, deviations);
-    searched.schedules += 1;
+    schedules.fetch_add(1, Ordering::Relaxed);
     searched.events += result.events;
     if let Some(violation) = result.violation {
         searched.failure = Some((deviations.clone(), violation));
@@ -211,7 +226,7 @@ fn descend(base: &World, deviations: &BTreeMap<u32, Deviation>, depth: u32, sear
         if searched.failure.is_some() || !goes_on() {
             return;
         }
-        descend(base, &next, depth - 1, searched, goes_on);
+        descend(base, &next, depth - 1, searched, schedules, goes_on);
     }
 }
 

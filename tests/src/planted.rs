@@ -31,6 +31,8 @@ const SHOWS_AT: &[(Bug, u64)] = &[
     (Bug::CreatesAgain, 313),
     (Bug::ReusesSession, 0),
     (Bug::ForgetsFloor, 29),
+    (Bug::LosesItselfAfterSwap, 10),
+    (Bug::LosesItselfAtHigherEpoch, 280),
 ];
 
 /// Seeds that failed once: for a bug of the protocol, of the controller, or of a check. A later change of the swarm makes other runs of

@@ -254,6 +254,9 @@ impl Replica {
             StoreAnswer::Swapped(state) if state.applied == swap.position => {
                 self.swap = None;
                 self.view = View::new(*state, view_limits(&self.context), self.context.planted);
+                if self.commit > self.view.applied().index && self.context.planted.has(Bug::LosesItselfAfterSwap) {
+                    self.lose(LostReason::RowsBehind);
+                }
             }
             StoreAnswer::Unavailable => {
                 swap.asked = false;

@@ -10,13 +10,7 @@ use crate::{
     message::{ExecuteResult, ToBalancer},
     time::Instant,
 };
-use std::{
-    hash::{DefaultHasher, Hash, Hasher},
-    sync::Arc,
-};
-
-/// How many applied entries a replica keeps the digest of, for whoever compares replicas (I4).
-const TRAIL_MAX: usize = 64;
+use std::sync::Arc;
 
 impl Replica {
     /// Queues what is committed, lets the view apply what it can, and hands it the reads that have what they wait for.
@@ -73,7 +67,6 @@ impl Replica {
 
     /// Answers whoever waits for the entry. Only who leads and is active remembers anybody (R5).
     fn answer(&mut self, position: Position, result: AppliedResult) {
-        self.note_applied(position, &result);
         let Some((to, tag)) = self.lead_mut().and_then(|lead| lead.pending.remove(&position.index)) else { return };
         let result = match result {
             AppliedResult::Done(outcome) => ExecuteResult::Done(outcome),
@@ -82,14 +75,5 @@ impl Replica {
             AppliedResult::Nothing => return,
         };
         self.tell(to, ToBalancer::Executed { tag, result });
-    }
-
-    fn note_applied(&mut self, position: Position, result: &AppliedResult) {
-        let mut digest = DefaultHasher::new();
-        result.hash(&mut digest);
-        if self.trail.len() == TRAIL_MAX {
-            self.trail.pop_front();
-        }
-        self.trail.push_back((position, digest.finish()));
     }
 }

@@ -4,7 +4,7 @@ use super::ServerMachine;
 use crate::{
     command::Entry,
     config::Configuration,
-    id::{Epoch, LogIndex, MapVersion, Position, ReplicaId, ShardId},
+    id::{Epoch, LogIndex, MapVersion, ReplicaId, ShardId},
     log::Log,
     map::ClusterMap,
     message::LeadStage,
@@ -78,12 +78,6 @@ impl<'a> ReplicaView<'a> {
     #[must_use]
     pub const fn verified(&self) -> LogIndex {
         self.replica.verified()
-    }
-
-    /// The last entries it applied in this life, oldest first, each with a digest of what came of it: replicas that applied the same
-    /// position must have the same digest (I4).
-    pub fn applied_trail(&self) -> impl Iterator<Item = (Position, u64)> + 'a {
-        self.replica.applied_trail()
     }
 
     /// The reads it has taken on and not answered.

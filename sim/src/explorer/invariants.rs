@@ -28,7 +28,7 @@ use twinshard_core::{
         Execute, ExecuteResult, Freshness, LeadStage, Message, Read, ReadResult, ReplicaBody, ReplicaMessage, Tag, ToBalancer, ToServer,
     },
     server::ServerMachine,
-    storage::{LogRecord, StoreCommand},
+    storage::{LogRecord, LostReason, StoreCommand},
 };
 
 /// The servers of a world.
@@ -112,7 +112,10 @@ pub struct Checks {
     executes: BTreeMap<(NodeId, Tag), Asked>,
     reads: BTreeMap<(NodeId, Tag), AskedRead>,
     lame: BTreeSet<(ReplicaId, Epoch)>,
-    lost: BTreeSet<ReplicaId>,
+    /// Replicas of which the world took something: their disk, log or rows, or what was stored of them went bad.
+    damaged: BTreeSet<ReplicaId>,
+    /// Replicas that a durable record removed.
+    removed: BTreeSet<ReplicaId>,
     reported_lost: BTreeSet<ReplicaId>,
     last_writer: Option<u64>,
     /// What happened how often.
@@ -135,7 +138,8 @@ impl Checks {
             executes: BTreeMap::new(),
             reads: BTreeMap::new(),
             lame: BTreeSet::new(),
-            lost: BTreeSet::new(),
+            damaged: BTreeSet::new(),
+            removed: BTreeSet::new(),
             reported_lost: BTreeSet::new(),
             last_writer: None,
             coverage: Coverage::default(),
@@ -173,10 +177,10 @@ impl Checks {
         self.replicas.get(&replica).map(|known| known.server)
     }
 
-    /// Whether the replica's disk was lost or it was found damaged: it will never promise again.
+    /// Whether the world took something of the replica: it will never promise again. What a replica says of itself does not count.
     #[must_use]
-    pub fn is_lost(&self, replica: ReplicaId) -> bool {
-        self.lost.contains(&replica)
+    pub fn is_damaged(&self, replica: ReplicaId) -> bool {
+        self.damaged.contains(&replica)
     }
 
     fn shard_mut(&mut self, shard: ShardId) -> &mut ShardChecks {
@@ -272,7 +276,11 @@ impl Checks {
 
     /// A server has made a step: what its replicas take for committed is compared.
     pub(super) fn on_step(&mut self, servers: &Servers, machine: &ServerMachine) {
-        for replica in machine.replicas().filter(|replica| replica.lost().is_none()) {
+        for replica in machine.replicas() {
+            if let Some(reason) = replica.lost() {
+                self.on_lost(replica.id(), reason);
+                continue;
+            }
             let epoch = (replica.lead() == Some(LeadStage::Active)).then(|| replica.promised());
             self.claim(servers, replica.id(), replica.watermarks().commit, epoch);
         }
@@ -287,7 +295,7 @@ impl Checks {
                 self.shard_mut(*shard);
                 // An id whose first life was never durable, or never promised anything, may be created once more.
                 let promised = self.graves.get(replica).map_or(Epoch(0), |log| log.promised);
-                if (self.replicas.contains_key(replica) && !self.is_lost(*replica)) || promised > Epoch(0) {
+                if (self.replicas.contains_key(replica) && !self.is_damaged(*replica)) || promised > Epoch(0) {
                     self.fail("R17", || format!("{server} creates {replica}, which was created before and promised {promised}"));
                 }
                 self.replicas.insert(*replica, ReplicaKnown { shard: *shard, server, verified: LogIndex(0) });
@@ -341,6 +349,7 @@ impl Checks {
         let log = |replica: &ReplicaId| before.replicas.get(replica);
         match record {
             LogRecord::Remove { replica } => {
+                self.removed.insert(*replica);
                 if let Some(log) = log(replica) {
                     self.graves.insert(*replica, log.clone());
                 }
@@ -452,13 +461,13 @@ impl Checks {
     pub(super) fn on_loss(&mut self, log: &LogState) {
         for (replica, log) in &log.replicas {
             self.graves.insert(*replica, log.clone());
-            self.lost.insert(*replica);
+            self.damaged.insert(*replica);
         }
     }
 
     /// What is stored of a replica went bad: it may serve until somebody looks.
     pub(super) fn on_rot(&mut self, replica: ReplicaId) {
-        self.lost.insert(replica);
+        self.damaged.insert(replica);
     }
 
     // ---- the register
@@ -566,7 +575,7 @@ impl Checks {
         }
         if let Some(log) = log
             && !log.holds(last)
-            && !self.is_lost(config.primary)
+            && !self.is_damaged(config.primary)
         {
             let end = log.last();
             self.fail("I3", || format!("{config} of {shard} becomes active; its primary's log ends at {end}, {last} is committed"));
@@ -620,11 +629,8 @@ impl Checks {
             Message::ToBalancer(ToBalancer::ReadDone { tag, result }) => self.on_read_done(servers, to, *tag, result),
             Message::ToBalancer(ToBalancer::Beat { replicas, .. }) => {
                 for status in replicas {
-                    if status.lost.is_some() {
-                        self.lost.insert(status.replica);
-                        if self.reported_lost.insert(status.replica) {
-                            self.coverage.hit(Sometimes::ReplicasLost);
-                        }
+                    if let Some(reason) = status.lost {
+                        self.on_lost(status.replica, reason);
                         continue;
                     }
                     if status.lead == Some(LeadStage::Lame) && self.lame.insert((status.replica, status.promised)) {
@@ -641,6 +647,16 @@ impl Checks {
             Message::ToBalancer(ToBalancer::Promised { replica, epoch, last }) => self.on_promised(servers, from, *replica, *epoch, *last),
             Message::ToBalancer(ToBalancer::Created { .. } | ToBalancer::Retired { .. } | ToBalancer::Home { .. }) => {}
             Message::ToServer(_) => self.on_ask(NodeId::Server(from), message),
+        }
+    }
+
+    /// A replica takes itself for lost, and with that forgets what it promised to keep: only because the world took something of it.
+    fn on_lost(&mut self, replica: ReplicaId, reason: LostReason) {
+        if self.reported_lost.insert(replica) {
+            self.coverage.hit(Sometimes::ReplicasLost);
+        }
+        if !self.is_damaged(replica) && !self.removed.contains(&replica) {
+            self.fail("lost", || format!("{replica} takes itself for lost ({reason:?}); nothing was taken from it"));
         }
     }
 

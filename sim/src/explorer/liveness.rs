@@ -111,7 +111,7 @@ impl World {
     /// Too many members of the current configuration are lost: no seal quorum is left, and a human has to decide.
     fn beyond_repair(&self, shard: &ShardRecord) -> bool {
         shard.current.as_ref().is_some_and(|config| {
-            let left = config.members.iter().filter(|member| !self.checks.is_lost(**member)).count();
+            let left = config.members.iter().filter(|member| !self.checks.is_damaged(**member)).count();
             left < config.seal_quorum()
         })
     }

@@ -219,11 +219,13 @@ impl SimLog {
         !self.unsynced.is_empty()
     }
 
-    /// The process dies: any prefix of the unsynced records survives, drawn. Returns how many records were lost.
-    pub fn crash(&mut self, draw: &mut Draw) -> u64 {
+    /// The process dies: any prefix of the unsynced records survives, drawn. Returns how many records were lost. `each` sees
+    /// every record that became durable like that, and the disk as it is before it.
+    pub fn crash(&mut self, draw: &mut Draw, mut each: impl FnMut(&LogState, &LogRecord)) -> u64 {
         let count: usize = self.unsynced.iter().map(|(_, batch)| batch.len()).sum();
         let keep = draw.below(count as u64 + 1);
         for record in self.unsynced.iter().flat_map(|(_, batch)| batch).take(usize::try_from(keep).unwrap_or(0)) {
+            each(&self.durable, record);
             // A prefix of what `write` accepted cannot contradict.
             if let Err(text) = self.durable.apply(record) {
                 debug_assert!(false, "{text}");
@@ -285,7 +287,7 @@ mod tests {
         let mut seen = std::collections::BTreeSet::new();
         for seed in 0..64 {
             let mut log = filled();
-            log.crash(&mut Keyed::new(seed).draw(Purpose::Crash, [0]));
+            log.crash(&mut Keyed::new(seed).draw(Purpose::Crash, [0]), |_, _| ());
             seen.insert(log.durable.replicas.get(&R).map(|log| (log.promised, log.last().index)));
         }
         let expected = [None, Some((0, 0)), Some((1, 0)), Some((1, 3))];

@@ -63,6 +63,9 @@ pub(super) struct Server {
     pub(super) replicas: BTreeMap<ReplicaId, ReplicaStatus>,
 }
 
+/// More steps than any input leads to before time has to pass: answers come at once here, so whoever asks again at every answer never ends.
+const STEPS_AT_ONCE_MAX: u32 = 100_000;
+
 pub(super) struct World {
     pub(super) now: Instant,
     pub(super) version: MapVersion,
@@ -197,7 +200,10 @@ impl World {
 
     pub(super) fn step(&mut self, node: usize, input: BalancerInput) {
         self.inbox.push_back((node, input));
+        let mut left = STEPS_AT_ONCE_MAX;
         while let Some((node, input)) = self.inbox.pop_front() {
+            left -= 1;
+            assert!(left > 0, "balancer {node} goes on for ever while no time passes; the last it took is {input:?}");
             if self.nodes[node].stands {
                 continue;
             }

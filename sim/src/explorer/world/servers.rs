@@ -241,7 +241,8 @@ impl World {
         node.process.timer = None;
         node.backlog.clear();
         node.busy.clear();
-        let records = node.log.crash(&mut draw);
+        let checks = &mut self.checks;
+        let records = node.log.crash(&mut draw, |before, record| checks.on_durable(before, record));
         let flushes = node.rows.crash(&mut draw);
         self.checks.on_crash(id, &node.log.durable);
         self.checks.coverage.hit(Sometimes::Crashes);
