@@ -125,7 +125,8 @@ impl Failure {
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.words)
+        // What a node said of what another client sent does nothing to the terminal.
+        f.write_str(&crate::shown::lines(&self.words))
     }
 }
 

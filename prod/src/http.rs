@@ -4,21 +4,25 @@
 pub mod access;
 pub mod balancer;
 mod bodies;
+mod connection;
 pub mod error;
+mod fields;
 mod guard;
 mod json;
 mod leftover;
-mod malformed;
+mod numbers;
 mod openapi;
 mod ops;
+mod origin;
 mod rate;
+mod serve;
 pub mod server;
 mod stream;
+mod target;
 
-use crate::net::Network;
+use crate::shown;
 use access::Access;
 use axum::{
-    Router,
     body::{Body, Bytes},
     extract::Request,
     http::{Method, StatusCode, header, request::Parts},
@@ -27,19 +31,10 @@ use axum::{
 pub use bodies::{BODIES_BYTES_MAX, Bodies};
 use error::ApiError;
 pub use guard::Hosts;
-use hyper::{body::Incoming, server::conn::http1};
-use hyper_util::{
-    rt::{TokioIo, TokioTimer},
-    service::TowerToHyperService,
-};
+pub use origin::check_origin;
 use serde_json::Value;
-use std::{num::NonZeroU32, sync::Arc, time::Duration};
-use tokio::{
-    sync::{Semaphore, watch},
-    task::JoinSet,
-    time::{sleep, timeout},
-};
-use tower::ServiceExt;
+pub use serve::{SPARE_MAX, serve};
+use std::{num::NonZeroU32, time::Duration};
 use twinshard_core::command::OnConflict;
 
 /// What bounds HTTP.
@@ -57,12 +52,21 @@ pub struct HttpSettings {
     pub admin_timeout: Duration,
     /// How long a client may take to send its headers, and then its body; and how long it may read nothing of its answer.
     pub read_timeout: Duration,
+    /// How long a connection may be without a request. Longer than proxies and clients keep theirs, so that they are who closes it.
+    pub idle_timeout: Duration,
     /// Rows of one page of a large answer.
     pub page_rows: u32,
-    /// The most connections at once; more wait to be accepted.
+    /// How long a node that is told to stop says so before it does.
+    pub stop_grace: Duration,
+    /// The most connections of clients at once. Probes and operators are answered on some more, other requests there are refused.
     pub connections_max: usize,
-    /// The most requests under way; one more is answered 503 at once.
+    /// The most of them from one client's address, but for those of this machine.
+    pub address_connections_max: usize,
+    /// The most requests of clients under way, with answers that are still being sent; one more is answered 503 at once. Probes and
+    /// operators have places of their own.
     pub requests_max: usize,
+    /// The most answers that are sent page by page at once; one more is answered 503 at once.
+    pub streams_max: usize,
     /// The most requests a second of one client's address, if there is a bound; one more is answered 429 at once.
     pub rate_max: Option<NonZeroU32>,
     /// What writes do with a key that exists, where neither the request nor /init says.
@@ -75,6 +79,10 @@ pub struct HttpSettings {
     pub names: Vec<String>,
     /// Who is let in.
     pub access: Access,
+    /// The web pages that may ask, by their origins.
+    pub allow_origins: Vec<String>,
+    /// Whether answers say when they were made, by the wall clock, which simulated time has not.
+    pub dates: bool,
 }
 
 impl Default for HttpSettings {
@@ -86,88 +94,23 @@ impl Default for HttpSettings {
             request_timeout: Duration::from_secs(10),
             admin_timeout: Duration::from_secs(120),
             read_timeout: Duration::from_secs(30),
+            idle_timeout: Duration::from_secs(75),
             page_rows: 2_048,
+            stop_grace: Duration::from_millis(250),
             connections_max: 4_096,
+            address_connections_max: 2_048,
             requests_max: 4_096,
+            streams_max: 256,
             rate_max: None,
             on_conflict: OnConflict::Replace,
             life: 0,
             hosts: Hosts::Loopback,
             names: Vec::new(),
             access: Access::Open,
+            allow_origins: Vec::new(),
+            dates: false,
         }
     }
-}
-
-/// How long connections may take to finish what they serve once the node stops. A guess.
-const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
-/// The most bytes of a head, and of what is read or written of a body at once: hyper's longest path, 64 KiB, and headers beside it. A guess.
-const HEAD_BYTES_MAX: usize = 80 << 10;
-/// How long to wait after an accept failed, for example for want of file descriptors. A guess.
-const ACCEPT_RETRY: Duration = Duration::from_millis(100);
-
-/// Serves a router until `stopped` becomes true; then lets what is being answered finish, for a moment.
-pub async fn serve<N: Network>(mut listener: N::Listener, router: Router, settings: HttpSettings, mut stopped: watch::Receiver<bool>) {
-    let places = Arc::new(Semaphore::new(settings.connections_max));
-    let mut connections = JoinSet::new();
-    loop {
-        let accepted = async {
-            // Never closed.
-            let place = Arc::clone(&places).acquire_owned().await.ok();
-            (place, N::accept(&mut listener).await)
-        };
-        let (place, accepted) = tokio::select! {
-            biased;
-            _ = stopped.wait_for(|stop| *stop) => break,
-            Some(_) = connections.join_next(), if !connections.is_empty() => continue,
-            accepted = accepted => accepted,
-        };
-        let stream = match accepted {
-            Ok(stream) => stream,
-            Err(error) => {
-                tracing::warn!(%error, "could not accept a connection");
-                sleep(ACCEPT_RETRY).await;
-                continue;
-            }
-        };
-        let client = guard::Client(N::peer(&stream));
-        let service = router.clone().map_request(move |mut request: http::Request<Incoming>| {
-            request.extensions_mut().insert(client);
-            request
-        });
-        let service = TowerToHyperService::new(service);
-        let mut stopped = stopped.clone();
-        let read_timeout = settings.read_timeout;
-        connections.spawn(async move {
-            let mut connection = http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(read_timeout)
-                .max_buf_size(HEAD_BYTES_MAX)
-                // The date is the wall clock, which no answer needs and simulated time has not.
-                .auto_date_header(false)
-                .serve_connection(TokioIo::new(malformed::Spoken::new(stream, read_timeout)), service);
-            let ended = tokio::select! {
-                ended = &mut connection => ended,
-                () = ending(&mut stopped) => {
-                    std::pin::Pin::new(&mut connection).graceful_shutdown();
-                    (&mut connection).await
-                }
-            };
-            if let Err(error) = ended {
-                tracing::debug!(%error, "connection ended");
-                if let Err(error) = connection.into_parts().io.into_inner().explain(&error).await {
-                    tracing::debug!(%error, "nobody was told why");
-                }
-            }
-            drop(place);
-        });
-    }
-    let _ = timeout(DRAIN_TIMEOUT, async { while connections.join_next().await.is_some() {} }).await;
-}
-
-/// Ends when `stopped` becomes true, or its sender is gone.
-async fn ending(stopped: &mut watch::Receiver<bool>) {
-    let _ = stopped.wait_for(|stop| *stop).await;
 }
 
 type Answer = Result<Response, ApiError>;
@@ -184,21 +127,34 @@ struct Call {
 }
 
 impl Call {
-    async fn read(request: Request, settings: &HttpSettings) -> Result<Self, ApiError> {
+    /// Reads a request with these fields, beside which a row's key may stand.
+    async fn read(request: Request, settings: &HttpSettings, fields: fields::Fields, key: Option<&str>) -> Result<Self, ApiError> {
         let (parts, body) = request.into_parts();
+        if let Some(coding) = parts.headers.get(header::CONTENT_ENCODING).filter(|coding| *coding != "identity") {
+            let words = format!("Content-Encoding '{}' is not understood", shown::echo(&String::from_utf8_lossy(coding.as_bytes())));
+            return Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported-encoding", words));
+        }
         let (body, mut room) = bodies::read(body, settings).await?;
-        let json = if body.iter().all(u8::is_ascii_whitespace) {
+        let json = if json::without_mark(&body).iter().all(u8::is_ascii_whitespace) {
             Value::Object(serde_json::Map::new())
         } else {
             let (json, value_count) = json::parse(&body)?;
             room.add_values(&settings.bodies, value_count)?;
             json
         };
-        if !json.is_object() {
+        let Value::Object(named) = &json else {
             return Err(ApiError::new(StatusCode::BAD_REQUEST, "bad-json", "The body must be a JSON object"));
-        }
+        };
+        fields::check(named, fields, key)?;
         let (method, path) = (parts.method.clone(), parts.uri.path().to_owned());
         Ok(Self { method, path, parts, body, json, _room: room })
+    }
+
+    /// Gives back the memory of rows that were read; their room stays taken for what they became.
+    fn forget_rows(&mut self) {
+        if let Some(rows) = self.json.get_mut("data") {
+            *rows = Value::Null;
+        }
     }
 
     fn header(&self, name: &str) -> Result<Option<&str>, ApiError> {
@@ -212,13 +168,18 @@ impl Call {
     }
 }
 
-/// Refuses a method that the path does not have.
+/// Refuses a method that the path does not have. HEAD is there where GET is, and came as GET.
 fn allow(request: &Request, methods: &[Method]) -> Result<(), ApiError> {
     if methods.contains(request.method()) {
         return Ok(());
     }
-    let list: Vec<&str> = methods.iter().map(Method::as_str).collect();
-    let words = format!("{} is not a method of {}; use {}", request.method(), request.uri().path(), list.join(" or "));
+    let mut list: Vec<&str> = methods.iter().map(Method::as_str).collect();
+    if let Some(get) = list.iter().position(|method| *method == "GET") {
+        list.insert(get + 1, "HEAD");
+    }
+    let asked = if request.extensions().get::<target::Head>().is_some() { "HEAD" } else { request.method().as_str() };
+    let (asked, path) = (shown::echo(asked), shown::echo(request.uri().path()));
+    let words = format!("{asked} is not a method of {path}; use {}", list.join(" or "));
     Err(ApiError::method_not_allowed(words, list.join(", ")))
 }
 

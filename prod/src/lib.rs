@@ -16,6 +16,7 @@ pub mod driver;
 pub mod peer;
 
 mod aside;
+pub mod cgroup;
 pub mod entropy;
 pub mod net;
 pub mod secret;
@@ -30,6 +31,7 @@ pub mod provision;
 pub mod register;
 pub mod request_id;
 pub mod rows;
+pub mod shown;
 pub mod store;
 #[cfg(feature = "story")]
 pub mod story;

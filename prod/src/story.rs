@@ -3,6 +3,7 @@
 
 mod clients;
 pub mod exchange;
+pub mod spelling;
 pub mod wire;
 
 pub use clients::{Clients, Ended, HEAL_WITHIN, Script, Step};

@@ -15,7 +15,10 @@ use prometheus_client::{
 use std::{
     collections::VecDeque,
     fmt,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 use tokio::time::Instant;
@@ -102,6 +105,17 @@ pub struct Telemetry {
     peers: Arc<Counters>,
     registry: Arc<Registry>,
     events: Arc<Mutex<VecDeque<Event>>>,
+    log: Arc<Mutex<LogWork>>,
+    stops: Arc<AtomicBool>,
+}
+
+/// How the log of a node does.
+#[derive(Debug, Default)]
+struct LogWork {
+    /// Since when it writes what it has not confirmed.
+    since: Option<Instant>,
+    /// Whether it could not write what came last.
+    has_failed: bool,
 }
 
 impl fmt::Debug for Telemetry {
@@ -130,7 +144,8 @@ impl Default for Telemetry {
         let help = "Epochs with a primary that began: on a server those that it leads, on a balancer all that it saw";
         registry.register("elections", help, elections.clone());
         let (registry, peers, events) = (Arc::new(registry), Arc::default(), Arc::default());
-        Self { requests, storage, storage_errors, queues, notes, elections, peers, registry, events }
+        let (log, stops) = (Arc::default(), Arc::default());
+        Self { requests, storage, storage_errors, queues, notes, elections, peers, registry, events, log, stops }
     }
 }
 
@@ -141,8 +156,38 @@ impl Telemetry {
         self.requests.get_or_create(&asked).observe(took.as_secs_f64());
     }
 
+    /// A store begins to work.
+    pub(crate) fn works(&self, work: StorageWork) {
+        if matches!(work, StorageWork::Persist { .. }) {
+            self.log.lock().unwrap_or_else(PoisonError::into_inner).since.get_or_insert_with(Instant::now);
+        }
+    }
+
+    /// Why nothing can be promised of what the log of this node is given, if so.
+    pub(crate) fn log_trouble(&self, patience: Duration) -> Option<String> {
+        let log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+        if log.has_failed {
+            return Some("the log could not be written".to_owned());
+        }
+        let waits = log.since.map(|since| since.elapsed()).filter(|waits| *waits >= patience)?;
+        Some(format!("the log has confirmed nothing for {} s", waits.as_secs()))
+    }
+
+    /// The node is told to stop.
+    pub fn stop(&self) {
+        self.stops.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it was.
+    pub(crate) fn stops(&self) -> bool {
+        self.stops.load(Ordering::Relaxed)
+    }
+
     /// A store has worked, and perhaps failed.
     pub(crate) fn worked(&self, work: StorageWork, took: Duration, failed: bool) {
+        if matches!(work, StorageWork::Persist { .. }) {
+            *self.log.lock().unwrap_or_else(PoisonError::into_inner) = LogWork { since: None, has_failed: failed };
+        }
         let work = match work {
             StorageWork::Persist { .. } => "persist",
             StorageWork::RowsRead => "rows-read",
@@ -331,6 +376,22 @@ mod tests {
         assert_eq!(numbers, (11..=count).collect::<Vec<_>>());
         assert_eq!(telemetry.events_after(count - 1).len(), 1);
         assert!(telemetry.events_after(count).is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_log_that_fails_or_does_not_confirm_is_told() {
+        let (telemetry, patience) = (Telemetry::default(), Duration::from_secs(5));
+        let persist = StorageWork::Persist { record_count: 1 };
+        telemetry.works(StorageWork::RowsWrite);
+        telemetry.works(persist);
+        tokio::time::advance(Duration::from_secs(4)).await;
+        assert_eq!(telemetry.log_trouble(patience), None);
+        tokio::time::advance(Duration::from_secs(2)).await;
+        assert_eq!(telemetry.log_trouble(patience).as_deref(), Some("the log has confirmed nothing for 6 s"));
+        telemetry.worked(persist, Duration::ZERO, true);
+        assert_eq!(telemetry.log_trouble(patience).as_deref(), Some("the log could not be written"));
+        telemetry.worked(persist, Duration::ZERO, false);
+        assert_eq!(telemetry.log_trouble(Duration::ZERO), None);
     }
 
     #[test]

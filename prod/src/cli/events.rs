@@ -1,6 +1,7 @@
 //! `twinshard events`: what a node saw and did.
 
 use super::{Failure, access::Target, client::ClientError};
+use crate::shown;
 use clap::Args;
 use http::Method;
 use serde_json::Value;
@@ -82,7 +83,7 @@ impl Events {
                 writeln!(out, "{event}")?;
             } else {
                 let ago = event["ago_ms"].as_u64().unwrap_or(0);
-                let text = event["text"].as_str().unwrap_or_default();
+                let text = shown::line(event["text"].as_str().unwrap_or_default());
                 writeln!(out, "{:>6}.{:01} s ago  {text}", ago / 1_000, ago % 1_000 / 100)?;
             }
         }

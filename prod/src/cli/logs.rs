@@ -1,6 +1,7 @@
 //! What the commands that run nodes log.
 
 use super::{Failure, LOG, LOG_FORMAT};
+use crate::shown;
 use clap::{Args, Command, FromArgMatches, ValueEnum};
 use std::ffi::OsString;
 use tracing_subscriber::EnvFilter;
@@ -53,7 +54,7 @@ impl LogArgs {
     /// If the filter is none.
     pub fn start(&self) -> Result<(), Failure> {
         let filter = EnvFilter::try_new(self.log.as_deref().unwrap_or("info"))?;
-        let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
+        let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| shown::Entries(std::io::stderr())).with_ansi(false);
         match self.log_format {
             Some(LogFormat::Json) => log.json().flatten_event(true).init(),
             Some(LogFormat::Text) | None => log.init(),

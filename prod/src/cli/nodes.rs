@@ -23,6 +23,7 @@ use crate::{
     secret::Secret,
     store::Opened,
     supervised::{self, FromBalancer, Supervised},
+    telemetry::Telemetry,
 };
 use clap::{Args, ValueEnum, value_parser};
 use std::{
@@ -425,7 +426,7 @@ impl BalancerCommand {
         let stopper = balancer.stop();
         let watch = stopper.watch();
         // Before its id is minted it would refuse every request.
-        let mut stop = std::pin::pin!(stop);
+        let mut stop = std::pin::pin!(told_before(stop, balancer.handle().telemetry().clone(), settings.stop_grace));
         tokio::select! {
             is_ready = async { balancer.handle().ready().await } => if is_ready { ready(http) },
             () = &mut stop => stopper.stop(),
@@ -635,6 +636,9 @@ impl ServerCommand {
         let router = http::server::router(server.handle(), identity, settings.clone());
         let stopper = server.stop();
         ready(&address)?;
+        // A child is stopped by its balancer, which asks it nothing more.
+        let grace = if self.child { Duration::ZERO } else { settings.stop_grace };
+        let stop = told_before(stop, server.handle().telemetry().clone(), grace);
         let serve = http::serve::<TlsNetwork>(listener, router, settings, stopper.watch());
         let mut serve = std::pin::pin!(serve);
         let finished = tokio::select! {
@@ -673,6 +677,14 @@ async fn listen(network: &TlsNetwork, address: SocketAddr) -> Result<<TlsNetwork
 fn print_line(line: &ReadyLine) -> Result<(), Failure> {
     writeln!(io::stdout(), "{}", serde_json::to_string(line)?)?;
     Ok(())
+}
+
+/// Ends a while after `stop` does: until then the node serves, and says that it is not ready, so that whoever spreads requests over nodes
+/// asks it nothing more.
+async fn told_before(stop: impl Future<Output = ()>, telemetry: Telemetry, grace: Duration) {
+    stop.await;
+    telemetry.stop();
+    tokio::time::sleep(grace).await;
 }
 
 /// Ends on Ctrl-C or SIGTERM.

@@ -2,11 +2,13 @@
 
 use super::{Failure, access::AccessArgs, logs::LogArgs, nodes::OnConflictArg};
 use crate::{
-    http::{BODIES_BYTES_MAX, Bodies, HttpSettings},
+    cgroup,
+    http::{BODIES_BYTES_MAX, Bodies, HttpSettings, SPARE_MAX, check_origin},
     net::tls::TlsNetwork,
     tls::{Authority, TlsError},
 };
 use clap::{Args, value_parser};
+use rustix::process::{Resource, getrlimit};
 use std::{
     ffi::OsString,
     net::IpAddr,
@@ -46,9 +48,9 @@ pub struct LimitArgs {
     /// The largest body of a request, in bytes; not more than 32 MiB, which is what nodes can tell each other
     #[arg(long, value_name = "BYTES", default_value_t = 32 << 20, value_parser = value_parser!(u32).range(1_024..=32 << 20))]
     body_max: u32,
-    /// The most memory for the bodies of requests under way, in bytes, with 128 for each value in them; what does not fit is refused at once
-    #[arg(long, value_name = "BYTES", default_value_t = 384 << 20, value_parser = value_parser!(u64).range(288 << 20..=1 << 40))]
-    bodies_max: u64,
+    /// The most memory for the bodies of requests under way, in bytes, with 128 for each value in them; what does not fit is refused at once [default: a third of what the container has, at most 384 MiB]
+    #[arg(long, value_name = "BYTES", value_parser = value_parser!(u64).range(1 << 20..=1 << 40))]
+    bodies_max: Option<u64>,
     /// The most rows of one write
     #[arg(long, value_name = "ROWS", default_value_t = 100_000, value_parser = value_parser!(u32).range(1..=100_000))]
     rows_max: u32,
@@ -61,31 +63,52 @@ pub struct LimitArgs {
     /// How long a client may take to send its headers, and then its body, and to read nothing of its answer, in milliseconds
     #[arg(long, value_name = "MS", default_value_t = 30_000, value_parser = value_parser!(u64).range(1..=DEADLINE_MAX_MS))]
     read_timeout: u64,
-    /// The most connections at once; more wait
+    /// How long a connection may be without a request, in milliseconds; longer than proxies and clients keep theirs
+    #[arg(long, value_name = "MS", default_value_t = 75_000, value_parser = value_parser!(u64).range(1..=DEADLINE_MAX_MS))]
+    idle_timeout: u64,
+    /// How long a node that is told to stop says that it is not ready, and still serves, in milliseconds: as long as a proxy takes to see it
+    #[arg(long, value_name = "MS", default_value_t = 250, value_parser = value_parser!(u64).range(0..=DEADLINE_MAX_MS))]
+    stop_grace: u64,
+    /// The most connections of clients at once, and never more than the process may have files for; on more, only probes and operators are answered
     #[arg(long, default_value_t = 4_096, value_parser = value_parser!(u32).range(1..=1 << 20))]
     connections_max: u32,
-    /// The most requests under way at once; one more is refused at once
+    /// The most of them from one address, but for those of this machine
+    #[arg(long, default_value_t = 2_048, value_parser = value_parser!(u32).range(1..=1 << 20))]
+    address_connections_max: u32,
+    /// The most answers that are sent page by page at once; one more is refused at once
+    #[arg(long, default_value_t = 256, value_parser = value_parser!(u32).range(1..=1 << 20))]
+    streams_max: u32,
+    /// The most requests of clients under way at once; one more is refused at once
     #[arg(long, default_value_t = 4_096, value_parser = value_parser!(u32).range(1..=1 << 20))]
     requests_max: u32,
     /// The most requests a second of one client's address; one more is refused at once [default: no such bound]
     #[arg(long, value_name = "REQUESTS")]
     rate_max: Option<NonZeroU32>,
+    /// The origin of web pages that may ask, such as https://app.example; several, or commas between them [default: none]
+    #[arg(long, value_name = "ORIGIN", value_delimiter = ',', value_parser = check_origin)]
+    allow_origin: Vec<String>,
 }
 
 impl LimitArgs {
     fn words(&self) -> impl Iterator<Item = OsString> + use<> {
         let numbers = [
             ("--body-max", Some(self.body_max.into())),
-            ("--bodies-max", Some(self.bodies_max)),
+            ("--bodies-max", self.bodies_max),
             ("--rows-max", Some(self.rows_max.into())),
             ("--request-timeout", Some(self.request_timeout)),
             ("--admin-timeout", Some(self.admin_timeout)),
             ("--read-timeout", Some(self.read_timeout)),
+            ("--idle-timeout", Some(self.idle_timeout)),
+            ("--stop-grace", Some(self.stop_grace)),
             ("--connections-max", Some(self.connections_max.into())),
+            ("--address-connections-max", Some(self.address_connections_max.into())),
+            ("--streams-max", Some(self.streams_max.into())),
             ("--requests-max", Some(self.requests_max.into())),
             ("--rate-max", self.rate_max.map(|rate| rate.get().into())),
         ];
-        numbers.into_iter().filter_map(|(flag, number): (_, Option<u64>)| Some([flag.into(), number?.to_string().into()])).flatten()
+        let numbers = numbers.into_iter().filter_map(|(flag, number): (&str, Option<u64>)| Some([flag.into(), number?.to_string().into()]));
+        let origins: Vec<[OsString; 2]> = self.allow_origin.iter().map(|origin| ["--allow-origin".into(), origin.into()]).collect();
+        numbers.chain(origins).flatten()
     }
 }
 
@@ -109,14 +132,19 @@ impl Default for ServingArgs {
         let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         let limits = LimitArgs {
             body_max: count(none.body_bytes_max),
-            bodies_max: BODIES_BYTES_MAX as u64,
+            bodies_max: None,
             rows_max: count(none.rows_max),
             request_timeout: millis(none.request_timeout),
             admin_timeout: millis(none.admin_timeout),
             read_timeout: millis(none.read_timeout),
+            idle_timeout: millis(none.idle_timeout),
+            stop_grace: millis(none.stop_grace),
             connections_max: count(none.connections_max),
+            address_connections_max: count(none.address_connections_max),
+            streams_max: count(none.streams_max),
             requests_max: count(none.requests_max),
             rate_max: none.rate_max,
+            allow_origin: none.allow_origins,
         };
         Self { access: AccessArgs::default(), tls: TlsArgs::default(), limits, log: LogArgs::default() }
     }
@@ -162,17 +190,23 @@ impl ServingArgs {
         let (access, hosts) = self.access.settle(addresses, dir)?;
         let limits = self.limits.clone();
         let LimitArgs { body_max, bodies_max, rows_max, request_timeout, admin_timeout, read_timeout, .. } = limits;
-        let LimitArgs { connections_max, requests_max, rate_max, .. } = limits;
+        let LimitArgs { idle_timeout, stop_grace, connections_max, address_connections_max, streams_max, requests_max, .. } = limits;
         Ok(HttpSettings {
             body_bytes_max: body_max as usize,
-            bodies: Bodies::new(usize::try_from(bodies_max)?),
+            bodies: Bodies::new(usize::try_from(bodies_max.unwrap_or_else(|| bodies_bytes_max(cgroup::memory_max())))?),
             rows_max: rows_max as usize,
             request_timeout: Duration::from_millis(request_timeout),
             admin_timeout: Duration::from_millis(admin_timeout),
             read_timeout: Duration::from_millis(read_timeout),
-            connections_max: connections_max as usize,
+            idle_timeout: Duration::from_millis(idle_timeout),
+            stop_grace: Duration::from_millis(stop_grace),
+            connections_max: connections_max_of(connections_max as usize, getrlimit(Resource::Nofile).current),
+            address_connections_max: address_connections_max as usize,
+            streams_max: streams_max as usize,
             requests_max: requests_max as usize,
-            rate_max,
+            rate_max: limits.rate_max,
+            allow_origins: limits.allow_origin,
+            dates: true,
             on_conflict: on_conflict.into(),
             life: u64::from(getrandom::u32().map_err(|error| Failure::new(format!("no entropy: {error}")))?),
             hosts,
@@ -182,6 +216,20 @@ impl ServingArgs {
             ..HttpSettings::default()
         })
     }
+}
+
+/// The room for bodies in a container that has so much: what a body becomes on its way to other nodes takes as much again, and the node
+/// itself is there, too. Measured: three bodies of 82 MiB at once end a balancer of 512 MiB, two do not.
+fn bodies_bytes_max(memory_max: Option<u64>) -> u64 {
+    let most = BODIES_BYTES_MAX as u64;
+    memory_max.map_or(most, |memory_max| (memory_max / 3).min(most))
+}
+
+/// As many connections as there are files for beside the node's own: a quarter, and some.
+fn connections_max_of(wanted: usize, files_max: Option<u64>) -> usize {
+    const OWN: usize = 32 + SPARE_MAX;
+    let files = files_max.and_then(|files| usize::try_from(files).ok()).unwrap_or(usize::MAX);
+    wanted.min((files - files / 4).saturating_sub(OWN)).max(1)
 }
 
 /// The networks of a node: to other nodes, and to clients, who call it by those names and addresses.
@@ -238,12 +286,24 @@ mod tests {
             "4",
             "--read-timeout",
             "5",
+            "--idle-timeout",
+            "9",
+            "--stop-grace",
+            "0",
             "--connections-max",
             "6",
+            "--address-connections-max",
+            "10",
+            "--streams-max",
+            "11",
             "--requests-max",
             "7",
             "--rate-max",
             "8",
+            "--allow-origin",
+            "https://a.example",
+            "--allow-origin",
+            "http://b:8000",
             "--log",
             "warn,twinshard::request=debug",
             "--log-format",
@@ -271,9 +331,21 @@ mod tests {
     }
 
     #[test]
+    fn what_is_there_bounds_what_clients_may_take() {
+        assert_eq!([None, Some(1 << 40), Some(512 << 20)].map(bodies_bytes_max), [384 << 20, 384 << 20, (512 << 20) / 3]);
+        assert_eq!([None, Some(1 << 20), Some(256), Some(10)].map(|files| connections_max_of(4_096, files)), [4_096, 4_096, 128, 1]);
+    }
+
+    #[test]
     fn limits_reach_http() {
-        let settings = parse(&["--rate-max", "8", "--body-max", "1024"]).settle(&[], &[], Path::new("/there"), OnConflictArg::Skip);
+        let settings = parse(&["--rate-max", "8", "--body-max", "1024", "--allow-origin", "HTTPS://A.example,http://b"]).settle(
+            &[],
+            &[],
+            Path::new("/there"),
+            OnConflictArg::Skip,
+        );
         let settings = settings.expect("settled");
+        assert_eq!((settings.allow_origins, settings.dates), (vec!["https://a.example".to_owned(), "http://b".to_owned()], true));
         assert_eq!((settings.rate_max.map(NonZeroU32::get), settings.body_bytes_max), (Some(8), 1024));
     }
 }

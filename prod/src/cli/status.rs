@@ -1,6 +1,7 @@
 //! `twinshard status`: the cluster as a table.
 
 use super::{Failure, access::Target};
+use crate::shown;
 use clap::Args;
 use http::Method;
 use serde_json::Value;
@@ -46,7 +47,7 @@ impl StatusCommand {
 
 fn text(value: &Value) -> String {
     match value {
-        Value::String(text) => text.clone(),
+        Value::String(text) => shown::line(text).into_owned(),
         Value::Null => "-".to_owned(),
         other => other.to_string(),
     }
@@ -77,7 +78,7 @@ fn render(status: &Value, out: &mut String) -> std::fmt::Result {
         .map(|(name, server)| {
             let silence = server["silence_ms"].as_u64().map_or("never heard".to_owned(), |silence| format!("{silence} ms ago"));
             let drained = if server["drained"] == true { ", drained" } else { "" };
-            [name.clone(), text(&server["state"]) + drained, silence, text(&server["respawns"]), text(&server["http"])]
+            [shown::line(name).into_owned(), text(&server["state"]) + drained, silence, text(&server["respawns"]), text(&server["http"])]
         })
         .collect();
     columns(out, ["server", "state", "heard", "respawns", "http"], &servers)?;

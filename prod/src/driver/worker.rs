@@ -121,6 +121,7 @@ impl<J: Send + 'static, A: Send + 'static> Worker<J, A> {
                                 }
                             }
                             let classes: Vec<StorageWork> = jobs.iter().map(classify).collect();
+                            classes.iter().for_each(|class| telemetry.works(*class));
                             let began = Instant::now();
                             for (class, answered) in classes.into_iter().zip(work(jobs)) {
                                 telemetry.worked(class, began.elapsed(), failed(&answered));
@@ -140,6 +141,7 @@ impl<J: Send + 'static, A: Send + 'static> Worker<J, A> {
                     while let Some(job) = taken.recv().await {
                         let class = classify(&job);
                         let whole = latency(class);
+                        telemetry.works(class);
                         let before = whole / 2;
                         tokio::time::sleep(before).await;
                         let Some(answered) = work(vec![job]).pop() else { break };

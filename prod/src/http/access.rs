@@ -1,21 +1,34 @@
-//! Who may do what over HTTP: bearer tokens (RFC 6750) of two roles. A token is the content of a file that only its owner can read; it is
+//! Who may do what over HTTP: bearer tokens (RFC 6750) of three roles. A token is the content of a file that only its owner can read; it is
 //! compared in constant time and never shown.
 
 use super::error::ApiError;
 use crate::secret::{Secret, SecretError};
+use crate::shown;
 use axum::http::{HeaderMap, Method, StatusCode, header};
 use std::{path::Path, sync::Arc};
 
 /// The files of the tokens, below one directory.
-const FILES: [&str; 2] = ["data.token", "admin.token"];
+const FILES: [&str; 3] = ["read.token", "data.token", "admin.token"];
 
 /// What a token allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Role {
-    /// Reads and writes of rows, and looking at how the cluster is.
+    /// Reads of rows, and looking at how the cluster is: for reports, and for what scrapes metrics.
+    Read,
+    /// Also writes of rows.
     Data,
     /// Everything.
     Admin,
+}
+
+impl Role {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Data => "data",
+            Self::Admin => "admin",
+        }
+    }
 }
 
 /// Who is let in.
@@ -31,18 +44,19 @@ pub enum Access {
 /// The tokens of a cluster.
 #[derive(Debug)]
 pub struct Tokens {
+    read: Secret,
     data: Secret,
     admin: Secret,
 }
 
 impl Tokens {
-    /// Reads `data.token` and `admin.token` of a directory.
+    /// Reads `read.token`, `data.token` and `admin.token` of a directory.
     ///
     /// # Errors
     /// One is not there, others than its owner may have access, or it is not a token.
     pub fn load(dir: &Path) -> Result<Self, SecretError> {
-        let [data, admin] = FILES.map(|file| Secret::load(&dir.join(file)));
-        Ok(Self { data: data?, admin: admin? })
+        let [read, data, admin] = FILES.map(|file| Secret::load(&dir.join(file)));
+        Ok(Self { read: read?, data: data?, admin: admin? })
     }
 
     /// As [`Self::load`]; draws what is not there yet.
@@ -50,14 +64,15 @@ impl Tokens {
     /// # Errors
     /// As [`Self::load`]; or it cannot be written.
     pub fn load_or_create(dir: &Path) -> Result<Self, SecretError> {
-        let [data, admin] = FILES.map(|file| Secret::load_or_create(&dir.join(file)));
-        Ok(Self { data: data?, admin: admin? })
+        let [read, data, admin] = FILES.map(|file| Secret::load_or_create(&dir.join(file)));
+        Ok(Self { read: read?, data: data?, admin: admin? })
     }
 
     /// Takes the same time for every text of one length.
     fn role_of(&self, token: &str) -> Option<Role> {
-        let (is_admin, is_data) = (self.admin.is_text(token), self.data.is_text(token));
-        if is_admin { Some(Role::Admin) } else { is_data.then_some(Role::Data) }
+        let each = [(&self.admin, Role::Admin), (&self.data, Role::Data), (&self.read, Role::Read)];
+        let each = each.map(|(secret, role)| (secret.is_text(token), role));
+        each.into_iter().find_map(|(is_it, role)| is_it.then_some(role))
     }
 }
 
@@ -78,8 +93,9 @@ impl Access {
         });
         match token.and_then(|token| tokens.role_of(token)) {
             Some(role) if role >= needed => Ok(()),
-            Some(_) => {
-                let words = format!("{method} {path} needs the admin token; this is the one for data");
+            Some(role) => {
+                let (path, needed, role) = (shown::echo(path), needed.name(), role.name());
+                let words = format!("{method} {path} needs the {needed} token; this is the {role} token");
                 Err(ApiError::new(StatusCode::FORBIDDEN, "forbidden", words))
             }
             None => Err(ApiError::unauthorized("The token is not one of this cluster")),
@@ -87,14 +103,29 @@ impl Access {
     }
 }
 
+/// Whether this is what tools ask that watch over a node, such as proxies, which may know nothing of it but its address.
+pub(super) fn is_probe(path: &str) -> bool {
+    matches!(path, "/heartbeat" | "/healthz" | "/readyz")
+}
+
+/// Whether this is for who watches over and changes the cluster, rather than for its clients.
+pub(super) fn is_of_operators(path: &str) -> bool {
+    let others =
+        ["/init", "/add", "/rm", "/move", "/drain", "/config", "/rep", "/status", "/explain", "/events", "/metrics", "/openapi.json"];
+    is_probe(path) || others.contains(&path) || matches!(path, "/primary_elect" | "/primary-elect")
+}
+
 /// What a request needs; `None` for what a probe may ask. What is not known here needs the most.
 pub(super) fn needed(method: &Method, path: &str) -> Option<Role> {
     match path {
-        "/heartbeat" | "/healthz" | "/readyz" | "/openapi.json" => None,
-        "/home" | "/rep" | "/status" | "/explain" | "/events" | "/metrics" | "/read" | "/write" | "/update" | "/del" | "/copy"
-        | "/get_wal" | "/get_wal_count" => Some(Role::Data),
-        "/primary_elect" | "/primary-elect" if *method == Method::GET => Some(Role::Data),
-        _ if path.starts_with("/read/") => Some(Role::Data),
+        "/openapi.json" => None,
+        _ if is_probe(path) => None,
+        "/home" | "/rep" | "/status" | "/explain" | "/events" | "/metrics" | "/read" | "/copy" | "/get_wal" | "/get_wal_count" => {
+            Some(Role::Read)
+        }
+        "/write" | "/update" | "/del" => Some(Role::Data),
+        "/primary_elect" | "/primary-elect" if *method == Method::GET => Some(Role::Read),
+        _ if path.starts_with("/read/") => Some(Role::Read),
         _ => Some(Role::Admin),
     }
 }
@@ -104,35 +135,46 @@ mod tests {
     use super::*;
     use axum::response::IntoResponse;
 
+    const READ: [u8; 32] = [0x5e; 32];
     const DATA: [u8; 32] = [0xda; 32];
     const ADMIN: [u8; 32] = [0xad; 32];
 
     fn answer(method: Method, path: &str, shown: Option<&str>) -> Option<StatusCode> {
-        let access = Access::Tokens(Arc::new(Tokens { data: Secret::new(DATA), admin: Secret::new(ADMIN) }));
+        let [read, data, admin] = [READ, DATA, ADMIN].map(Secret::new);
+        let access = Access::Tokens(Arc::new(Tokens { read, data, admin }));
         let headers = shown.map(|shown| (header::AUTHORIZATION, shown.parse().expect("plain text"))).into_iter().collect();
         access.check(&method, path, &headers).err().map(|error| error.into_response().status())
     }
 
     #[test]
-    fn each_token_opens_what_is_its_own() {
-        let [data, admin] = ["da", "ad"].map(|digits| format!("Bearer {}", digits.repeat(32)));
-        for (method, path, data_alone) in [
-            (Method::POST, "/read", true),
-            (Method::GET, "/read/Server0", true),
-            (Method::POST, "/write", true),
-            (Method::GET, "/status", true),
-            (Method::GET, "/primary_elect", true),
-            (Method::POST, "/primary_elect", false),
-            (Method::POST, "/init", false),
-            (Method::DELETE, "/rm", false),
-            (Method::POST, "/not-yet-known", false),
+    fn each_token_opens_what_is_its_own_and_what_is_less() {
+        let tokens = [("5e", Role::Read), ("da", Role::Data), ("ad", Role::Admin)]
+            .map(|(digits, role)| (format!("Bearer {}", digits.repeat(32)), role));
+        for (method, path, needed) in [
+            (Method::POST, "/read", Role::Read),
+            (Method::GET, "/read/Server0", Role::Read),
+            (Method::GET, "/status", Role::Read),
+            (Method::GET, "/metrics", Role::Read),
+            (Method::GET, "/events", Role::Read),
+            (Method::GET, "/copy", Role::Read),
+            (Method::GET, "/primary_elect", Role::Read),
+            (Method::POST, "/write", Role::Data),
+            (Method::PUT, "/update", Role::Data),
+            (Method::POST, "/del", Role::Data),
+            (Method::POST, "/primary_elect", Role::Admin),
+            (Method::POST, "/init", Role::Admin),
+            (Method::DELETE, "/rm", Role::Admin),
+            (Method::POST, "/not-yet-known", Role::Admin),
         ] {
             assert_eq!(answer(method.clone(), path, None), Some(StatusCode::UNAUTHORIZED), "{path}");
-            assert_eq!(answer(method.clone(), path, Some(&admin)), None, "{path}");
-            let refused = (!data_alone).then_some(StatusCode::FORBIDDEN);
-            assert_eq!(answer(method, path, Some(&data)), refused, "{path}");
+            for (token, role) in &tokens {
+                let refused = (*role < needed).then_some(StatusCode::FORBIDDEN);
+                assert_eq!(answer(method.clone(), path, Some(token)), refused, "{path} {role:?}");
+            }
         }
-        assert_eq!(answer(Method::GET, "/heartbeat", None), None);
+        for probe in ["/heartbeat", "/healthz", "/readyz", "/openapi.json"] {
+            assert_eq!(answer(Method::GET, probe, None), None);
+        }
     }
 
     #[test]

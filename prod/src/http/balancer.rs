@@ -8,16 +8,20 @@ mod writes;
 pub(super) use writes::{idempotency, inserts};
 
 use super::{
-    Answer, Call, HttpSettings, allow,
+    Answer, Call, HttpSettings, allow, bytes_response,
     error::ApiError,
+    fields,
     guard::{Guard, guard},
     json, json_response, openapi, ops,
     stream::{self, Format, Got, Page, Section, Want},
+    target,
 };
 use crate::handle::BalancerHandle;
+use crate::shown;
 use crate::telemetry::Measured;
 use axum::{
     Router,
+    body::Bytes,
     extract::{Request, State},
     http::{HeaderValue, Method, StatusCode, header},
     middleware,
@@ -59,7 +63,7 @@ pub fn router(handle: BalancerHandle, settings: HttpSettings) -> Router {
     let guarded = Guard::new(&settings, handle.telemetry().clone());
     let common = ops::router(handle.clone(), openapi::document("A balancer of Twinshard", openapi::BALANCER));
     let app = App { handle, settings: Arc::new(settings), keys: keys::Keys::default(), started: Instant::now() };
-    Router::new()
+    let routes = Router::new()
         .route("/init", any(init))
         .route("/status", any(status))
         .route("/add", any(add))
@@ -76,11 +80,14 @@ pub fn router(handle: BalancerHandle, settings: HttpSettings) -> Router {
         .route("/drain", any(operators::drain))
         .route("/explain", any(operators::explain))
         .route("/home", any(home))
+        .route("/heartbeat", any(heartbeat))
         .route("/metrics", any(metrics))
+        .route("/readyz", any(ready))
         .fallback(unknown)
         .with_state(app)
         .merge(common)
-        .layer(middleware::from_fn_with_state(guarded, guard))
+        .layer(middleware::from_fn_with_state(guarded, guard));
+    target::lenient(routes)
 }
 
 impl App {
@@ -89,6 +96,18 @@ impl App {
             Reply::Failed(error) => Err(error.into()),
             reply => Ok(reply),
         }
+    }
+
+    /// Reads a request whose fields have no row's key beside them.
+    async fn call(&self, request: Request, fields: fields::Fields) -> Result<Call, ApiError> {
+        Call::read(request, &self.settings, fields, None).await
+    }
+
+    /// Reads a request of rows: the key stands beside its fields.
+    async fn call_of_rows(&self, request: Request, fields: fields::Fields) -> Result<Call, ApiError> {
+        let map = self.handle.map().map(|(_, map)| map);
+        let key = map.as_ref().and_then(|map| map.schema.as_ref()).map(Schema::key_name);
+        Call::read(request, &self.settings, fields, key).await
     }
 
     fn map(&self) -> Result<Arc<ClusterMap>, ApiError> {
@@ -120,7 +139,7 @@ fn unexpected(reply: &Reply) -> ApiError {
 }
 
 async fn unknown(request: Request) -> Response {
-    let path = request.uri().path();
+    let path = shown::echo(request.uri().path());
     if request.method() == Method::GET {
         let words = format!("<Error> '{path}' endpoint does not exist in server replicas");
         return ApiError::verbatim("no-such-endpoint", &words).into_response();
@@ -130,7 +149,7 @@ async fn unknown(request: Request) -> Response {
 
 async fn init(State(app): State<App>, request: Request) -> Answer {
     allow(&request, &[Method::POST])?;
-    let call = Call::read(request, &app.settings).await?;
+    let call = app.call(request, fields::INIT).await?;
     let schema = json::schema(json::field(&call.json, "schema")?)?;
     let shards = json::shards(json::field(&call.json, "shards")?, schema.key_name())?;
     let servers = match call.json.get("servers") {
@@ -138,6 +157,11 @@ async fn init(State(app): State<App>, request: Request) -> Answer {
         Some(servers) => Some(json::servers(servers)?),
     };
     let server_count = json::optional_count(&call.json, "N")?;
+    let given = servers.as_ref().map_or(0, Vec::len) as u64;
+    if let Some(count) = server_count.filter(|count| given > 0 && *count != given) {
+        let refused = ApiError::invalid(format!("N is {count} but {given} servers are given"));
+        return Err(refused.hinted("leave N out, or let it be the number of servers; nothing was changed"));
+    }
     let on_conflict = Some(json::on_conflict(&call.json)?.unwrap_or(app.settings.on_conflict));
     let request = twinshard_core::request::Request::Init { server_count, schema, shards, servers, on_conflict, by_name: false };
     match app.ask(request, app.settings.admin_timeout).await? {
@@ -157,6 +181,20 @@ async fn metrics(State(app): State<App>, request: Request) -> Answer {
         measures::measure(&status, &mut now);
     }
     ops::metrics(app.handle.telemetry(), now)
+}
+
+/// How long the machine of a node may take to say how it is. A guess: less than what asks for readiness waits.
+pub(super) const READY_TIMEOUT: Duration = Duration::from_secs(1);
+
+async fn ready(State(app): State<App>, request: Request) -> Answer {
+    allow(&request, &[Method::GET])?;
+    let trouble = match app.handle.ask(twinshard_core::request::Request::Status { fresh: false }, READY_TIMEOUT).await {
+        Reply::Status(status) => measures::trouble(&status),
+        Reply::Failed(RequestError::NotInitialised) => None,
+        Reply::Failed(error) => Some(format!("This balancer does not answer: {error}")),
+        other => return Err(unexpected(&other)),
+    };
+    ops::ready(&app.handle, trouble)
 }
 
 async fn status(State(app): State<App>, request: Request) -> Answer {
@@ -303,7 +341,7 @@ async fn replicas(State(app): State<App>, request: Request) -> Answer {
 
 async fn add(State(app): State<App>, request: Request) -> Answer {
     allow(&request, &[Method::POST])?;
-    let call = Call::read(request, &app.settings).await?;
+    let call = app.call(request, fields::ADD).await?;
     let server_count = json::count(&call.json, "n")?;
     let hostnames = call.json.get("hostnames").filter(|names| !names.is_null());
     let stage_one = hostnames.is_some();
@@ -345,7 +383,7 @@ async fn add(State(app): State<App>, request: Request) -> Answer {
 
 async fn remove(State(app): State<App>, request: Request) -> Answer {
     allow(&request, &[Method::DELETE, Method::POST])?;
-    let call = Call::read(request, &app.settings).await?;
+    let call = app.call(request, fields::REMOVE).await?;
     let server_count = json::count(&call.json, "n")?;
     let accept_data_loss = json::flag(&call.json, "accept_data_loss")?;
     let hostnames = call.json.get("hostnames").filter(|names| !names.is_null());
@@ -411,7 +449,7 @@ fn wants_lines(accept: &str) -> bool {
 async fn read(State(app): State<App>, request: Request) -> Answer {
     allow(&request, &[Method::GET, Method::POST])?;
     let lines = request.headers().get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).is_some_and(wants_lines);
-    let call = Call::read(request, &app.settings).await?;
+    let call = app.call_of_rows(request, fields::READ).await?;
     let schema = app.schema().await?;
     let (value, name) = key_field(&call, &schema)?;
     let mut range = json::range(value, &name)?;
@@ -531,7 +569,7 @@ async fn page(app: &App, range: KeyRange, left: Option<u32>, consistency: &Consi
 async fn read_server(State(app): State<App>, request: Request) -> Answer {
     allow(&request, &[Method::GET])?;
     // As it stands: no name of a server has anything to decode.
-    let server: Box<str> = request.uri().path().trim_start_matches("/read/").into();
+    let server: Box<str> = shown::echo(request.uri().path().trim_start_matches("/read/")).into();
     let ask = |app: App, server: Box<str>, shard: Option<Box<str>>, from: Key| async move {
         let range = KeyRange { low: from, high: KeyRange::ALL.high };
         let request = twinshard_core::request::Request::ReadServer { server, shard, range, limit: app.settings.page_rows };
@@ -576,7 +614,7 @@ pub(super) fn sections_tail(count: usize) -> Vec<u8> {
 
 async fn primary(State(app): State<App>, request: Request) -> Answer {
     allow(&request, &[Method::GET, Method::POST, Method::PUT])?;
-    let call = Call::read(request, &app.settings).await?;
+    let call = app.call(request, fields::PRIMARY).await?;
     let named = ["shard", "Shard_id", "shard_id"].iter().find_map(|name| call.json.get(name));
     let query = call.parts.uri.query().unwrap_or_default();
     let queried = query.split('&').find_map(|pair| pair.strip_prefix("shard="));
@@ -604,16 +642,26 @@ async fn primary(State(app): State<App>, request: Request) -> Answer {
     }
 }
 
-async fn home(State(app): State<App>, request: Request) -> Answer {
-    allow(&request, &[Method::GET])?;
+/// A server chosen on the ring, by its number.
+async fn some_server(app: &App) -> Result<u64, ApiError> {
     // Six digits, spread by the time since the start: which server answers is no secret and decides nothing.
     let nanoseconds = app.started.elapsed().as_nanos();
     let request_id = 100_000 + u64::try_from(nanoseconds / 100 % 900_000).unwrap_or(0);
     match app.ask(twinshard_core::request::Request::PickServer { request_id }, app.settings.request_timeout).await? {
-        Reply::Server { number, .. } => {
-            let body = json!({ "message": format!("Hello from Server: {number}"), "status": "successful" });
-            Ok(json_response(StatusCode::OK, &body))
-        }
+        Reply::Server { number, .. } => Ok(number),
         other => Err(unexpected(&other)),
     }
+}
+
+async fn home(State(app): State<App>, request: Request) -> Answer {
+    allow(&request, &[Method::GET])?;
+    let message = format!("Hello from Server: {}", some_server(&app).await?);
+    Ok(json_response(StatusCode::OK, &json!({ "message": message, "status": "successful" })))
+}
+
+/// A server's own /heartbeat: that one answers.
+async fn heartbeat(State(app): State<App>, request: Request) -> Answer {
+    allow(&request, &[Method::GET])?;
+    some_server(&app).await?;
+    Ok(bytes_response(StatusCode::OK, Bytes::new(), "text/plain"))
 }

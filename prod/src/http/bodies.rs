@@ -22,7 +22,10 @@ pub const BODIES_BYTES_MAX: usize = 384 << 20;
 
 /// The room for bodies.
 #[derive(Clone, Debug)]
-pub struct Bodies(Arc<Semaphore>);
+pub struct Bodies {
+    room: Arc<Semaphore>,
+    bytes_max: usize,
+}
 
 /// Room that is taken until it is dropped.
 #[derive(Debug)]
@@ -32,19 +35,23 @@ impl Bodies {
     /// For so many bytes. Fewer than the largest body takes, and that one never fits.
     #[must_use]
     pub fn new(bytes_max: usize) -> Self {
-        Self(Arc::new(Semaphore::new(bytes_max)))
+        Self { room: Arc::new(Semaphore::new(bytes_max)), bytes_max }
     }
 
-    fn take(&self, bytes: usize) -> Result<OwnedSemaphorePermit, ApiError> {
+    /// Takes room for a body that has so much already.
+    fn take(&self, bytes: usize, taken: usize) -> Result<OwnedSemaphorePermit, ApiError> {
+        if bytes.saturating_add(taken) > self.bytes_max {
+            return Err(ApiError::body_beyond_memory(self.bytes_max));
+        }
         let bytes = u32::try_from(bytes).map_err(|_| ApiError::overloaded())?;
-        Arc::clone(&self.0).try_acquire_many_owned(bytes).map_err(|_| ApiError::overloaded())
+        Arc::clone(&self.room).try_acquire_many_owned(bytes).map_err(|_| ApiError::overloaded())
     }
 }
 
 impl Room {
     /// Takes more, for values of JSON.
     pub(super) fn add_values(&mut self, bodies: &Bodies, count: usize) -> Result<(), ApiError> {
-        self.0.merge(bodies.take(count.saturating_mul(VALUE_BYTES))?);
+        self.0.merge(bodies.take(count.saturating_mul(VALUE_BYTES), self.0.num_permits())?);
         Ok(())
     }
 }
@@ -63,7 +70,7 @@ pub(super) async fn read(body: Body, settings: &HttpSettings) -> Result<(Bytes, 
 
 async fn collect(body: Body, settings: &HttpSettings) -> Result<(Bytes, Room), ApiError> {
     let mut body = Limited::new(body, settings.body_bytes_max);
-    let (mut bytes, mut room) = (Vec::new(), settings.bodies.take(0)?);
+    let (mut bytes, mut room) = (Vec::new(), settings.bodies.take(0, 0)?);
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| {
             if error.is::<LengthLimitError>() {
@@ -74,7 +81,7 @@ async fn collect(body: Body, settings: &HttpSettings) -> Result<(Bytes, Room), A
         })?;
         // Trailers say nothing.
         let Ok(piece) = frame.into_data() else { continue };
-        room.merge(settings.bodies.take(piece.len())?);
+        room.merge(settings.bodies.take(piece.len(), room.num_permits())?);
         bytes.extend_from_slice(&piece);
     }
     Ok((bytes.into(), Room(room)))

@@ -1,5 +1,6 @@
 //! Every refusal as JSON: `message`, `status`, `code`, `applied`, `retryable`, `hint` (API.md).
 
+use crate::shown;
 use axum::{
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
@@ -20,6 +21,8 @@ pub struct ApiError {
     applied: Applied,
     retryable: bool,
     shards: Option<Box<Value>>,
+    /// What to do, where the code alone does not say.
+    hint: Option<&'static str>,
     /// The methods that the path has, for a 405 (RFC 9110, section 15.5.6).
     allow: Option<Box<str>>,
 }
@@ -28,8 +31,8 @@ impl ApiError {
     /// A refusal that applied nothing and that the same request will meet again.
     #[must_use]
     pub fn new(status: StatusCode, code: &'static str, words: impl AsRef<str>) -> Self {
-        let message = format!("<Error> {}", words.as_ref());
-        Self { status, code, message, applied: Applied::No, retryable: false, shards: None, allow: None }
+        let message = format!("<Error> {}", shown::message(words.as_ref()));
+        Self { status, code, message, applied: Applied::No, retryable: false, shards: None, hint: None, allow: None }
     }
 
     /// 400.
@@ -38,10 +41,15 @@ impl ApiError {
         Self::new(StatusCode::BAD_REQUEST, "invalid-request", words)
     }
 
+    /// With another hint than that of its code.
+    pub(super) fn hinted(self, hint: &'static str) -> Self {
+        Self { hint: Some(hint), ..self }
+    }
+
     /// 400 with the words as they are.
     #[must_use]
     pub fn verbatim(code: &'static str, words: &str) -> Self {
-        Self { message: words.to_owned(), ..Self::new(StatusCode::BAD_REQUEST, code, "") }
+        Self { message: shown::message(words).into_owned(), ..Self::new(StatusCode::BAD_REQUEST, code, "") }
     }
 
     /// 405.
@@ -60,6 +68,12 @@ impl ApiError {
     #[must_use]
     pub fn body_too_large(bytes_max: usize) -> Self {
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "body-too-large", format!("The body is larger than the {bytes_max} bytes allowed"))
+    }
+
+    /// 413: it would never fit, however few others there are.
+    pub(super) fn body_beyond_memory(bytes_max: usize) -> Self {
+        let words = format!("The body and its values take more than the {bytes_max} bytes of memory for all bodies");
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "body-too-large", words)
     }
 
     /// 404 of /update and /del: no shard has such a row.
@@ -94,7 +108,7 @@ impl ApiError {
             "code": self.code,
             "applied": applied_name(self.applied),
             "retryable": self.retryable,
-            "hint": self.hint(),
+            "hint": self.hint.unwrap_or_else(|| self.hint_of_code()),
         });
         if let Some(shards) = &self.shards {
             body["shards"] = Value::clone(shards);
@@ -102,7 +116,7 @@ impl ApiError {
         body
     }
 
-    fn hint(&self) -> &'static str {
+    fn hint_of_code(&self) -> &'static str {
         match self.code {
             "not-initialised" => "POST /init first",
             "already-initialised" => "GET /status shows the cluster; remove all servers with /rm to set it up anew",
@@ -124,9 +138,13 @@ impl ApiError {
             "body-too-large" | "too-many-rows" | "too-many-values" => "send it in several requests",
             "path-too-long" | "headers-too-large" | "bad-http" => "send a plain request of HTTP/1.1; nothing was changed",
             "unauthorized" => "the operator has the tokens, in files for their owner only; nothing was changed",
-            "forbidden" => "ask with the admin token; nothing was changed",
+            "forbidden" => "ask with the token that the message names; nothing was changed",
             "slow-headers" | "slow-body" => "send the request at once; nothing was changed",
-            "forbidden-host" | "forbidden-origin" => "web pages may not use this API",
+            "forbidden-host" => "web pages may not use this API by a name of theirs: ask by an address or localhost",
+            "forbidden-origin" => "a page is let in by --allow-origin at the start of the node",
+            "not-ready" | "stopped" => "ask another node, or again later",
+            "unsupported-encoding" => "send the body as it is, without a Content-Encoding; nothing was changed",
+            "unknown-field" => "correct the field's name, or leave it out; nothing was changed",
             _ => "correct the request; nothing was changed",
         }
     }
@@ -149,7 +167,7 @@ impl From<RequestError> for ApiError {
                     .map(|(name, part)| {
                         let mut value = json!({ "applied": applied_name(part.applied) });
                         if let Some(error) = &part.error {
-                            value["message"] = json!(format!("<Error> {error}"));
+                            value["message"] = json!(shown::message(&format!("<Error> {error}")));
                             value["code"] = json!(error.code());
                         }
                         (name.to_string(), value)
@@ -162,10 +180,11 @@ impl From<RequestError> for ApiError {
         Self {
             status,
             code: error.code(),
-            message: format!("<Error> {error}"),
+            message: shown::message(&format!("<Error> {error}")).into_owned(),
             applied: error.applied(),
             retryable: error.retryable(),
             shards,
+            hint: None,
             allow: None,
         }
     }

@@ -1,12 +1,17 @@
 //! JSON to checked values and rows to JSON. Errors name the row and the column.
 
-use super::error::ApiError;
+use super::{
+    error::ApiError,
+    fields,
+    numbers::{self, Integers},
+};
+use crate::shown;
 use axum::http::StatusCode;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value as Json};
 use std::{
     borrow::Cow,
-    cell::Cell,
+    cell::{Cell, RefCell},
     collections::BTreeMap,
     fmt::{self, Write},
 };
@@ -22,13 +27,23 @@ use twinshard_core::{
 /// body of the smallest ones would become sixty times as large.
 const VALUES_MAX: usize = 2_000_000;
 
+/// Some programs begin a text with it (RFC 8259, section 8.1: it may be skipped).
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
+/// The body behind its mark.
+pub(super) fn without_mark(body: &[u8]) -> &[u8] {
+    body.strip_prefix(BYTE_ORDER_MARK).unwrap_or(body)
+}
+
 /// Reads a body; the number of values in it. A name that stands twice in one object is refused: two servers or two values of a column would
 /// silently become one.
 pub(super) fn parse(body: &[u8]) -> Result<(Json, usize), ApiError> {
-    let left = Cell::new(Some(VALUES_MAX));
+    let body = without_mark(body);
+    let integers = RefCell::new(numbers::look(body, VALUES_MAX)?);
+    let reading = Reading { left: Cell::new(Some(VALUES_MAX)), numbers: Cell::new(0), integers };
     let mut deserializer = serde_json::Deserializer::from_slice(body);
-    let json = Strict(&left).deserialize(&mut deserializer).and_then(|json| deserializer.end().map(|()| json));
-    match (json, left.get()) {
+    let json = Strict(&reading).deserialize(&mut deserializer).and_then(|json| deserializer.end().map(|()| json));
+    match (json, reading.left.get()) {
         (Ok(json), Some(left)) => Ok((json, VALUES_MAX - left)),
         (Err(error), Some(_)) => Err(ApiError::new(StatusCode::BAD_REQUEST, "bad-json", format!("The body is not JSON: {error}"))),
         (_, None) => {
@@ -38,16 +53,37 @@ pub(super) fn parse(body: &[u8]) -> Result<(Json, usize), ApiError> {
     }
 }
 
-/// Reads one value, of so many that there may still be; none once there were too many.
+/// A body that is being read.
+struct Reading {
+    /// How many values there may still be; none once there were too many.
+    left: Cell<Option<usize>>,
+    /// How many numbers were read.
+    numbers: Cell<usize>,
+    /// Those that are not what serde_json says.
+    integers: RefCell<Integers>,
+}
+
+/// Reads one value.
 #[derive(Clone, Copy)]
-struct Strict<'a>(&'a Cell<Option<usize>>);
+struct Strict<'a>(&'a Reading);
+
+impl Strict<'_> {
+    /// The next number of the body, if it is an integer that was not read as one.
+    fn integer(self) -> Option<i64> {
+        let number = self.0.numbers.replace(self.0.numbers.get() + 1);
+        let mut integers = self.0.integers.borrow_mut();
+        let (_, integer) = integers.pop_front_if(|(place, _)| *place == number)?;
+        Some(integer)
+    }
+}
 
 impl<'de> DeserializeSeed<'de> for Strict<'_> {
     type Value = Json;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Json, D::Error> {
-        self.0.set(self.0.get().and_then(|left| left.checked_sub(1)));
-        if self.0.get().is_none() {
+        let left = &self.0.left;
+        left.set(left.get().and_then(|left| left.checked_sub(1)));
+        if left.get().is_none() {
             return Err(D::Error::custom("there are too many values"));
         }
         deserializer.deserialize_any(self)
@@ -70,15 +106,20 @@ impl<'de> Visitor<'de> for Strict<'_> {
     }
 
     fn visit_i64<E>(self, value: i64) -> Result<Json, E> {
+        self.integer();
         Ok(Json::from(value))
     }
 
     fn visit_u64<E>(self, value: u64) -> Result<Json, E> {
+        self.integer();
         Ok(Json::from(value))
     }
 
     fn visit_f64<E>(self, value: f64) -> Result<Json, E> {
-        Ok(Number::from_f64(value).map_or(Json::Null, Json::Number))
+        match self.integer().or_else(|| numbers::integer(value)) {
+            Some(integer) => Ok(Json::from(integer)),
+            None => Ok(Number::from_f64(value).map_or(Json::Null, Json::Number)),
+        }
     }
 
     fn visit_str<E>(self, value: &str) -> Result<Json, E> {
@@ -154,8 +195,17 @@ pub(super) fn flag(json: &Json, name: &str) -> Result<bool, ApiError> {
     }
 }
 
+/// A name or a word, never a text of a row: none is as long as what an error repeats of it, and none has characters that act.
+fn plain<'a>(text: &'a str, field: &str) -> Result<&'a str, ApiError> {
+    let shown = shown::echo(text);
+    if *shown == *text {
+        return Ok(text);
+    }
+    Err(ApiError::invalid(format!("'{}' is no name in '{field}': it is too long or has control characters", shown)))
+}
+
 pub(super) fn text<'a>(value: &'a Json, name: &str) -> Result<&'a str, ApiError> {
-    value.as_str().ok_or_else(|| ApiError::invalid(format!("'{name}' must be a string, not {}", short(value))))
+    plain(value.as_str().ok_or_else(|| ApiError::invalid(format!("'{name}' must be a string, not {}", short(value))))?, name)
 }
 
 fn list<'a>(value: &'a Json, name: &str) -> Result<&'a [Json], ApiError> {
@@ -173,15 +223,21 @@ pub(super) fn texts(value: &Json, name: &str) -> Result<Vec<Box<str>>, ApiError>
 
 /// A value as an error shows it.
 fn short(value: &Json) -> String {
-    short_text(&value.to_string()).into_owned()
+    match value {
+        // A long one is not written out to be cut.
+        Json::String(text) => short_text(&Json::from(shown::echo(text)).to_string()).into_owned(),
+        Json::Array(items) if items.len() > 60 => format!("a list of {}", items.len()),
+        Json::Object(fields) if fields.len() > 60 => format!("an object of {} fields", fields.len()),
+        value => short_text(&value.to_string()).into_owned(),
+    }
 }
 
 fn short_text(text: &str) -> Cow<'_, str> {
     if text.len() <= 60 {
-        return text.into();
+        return shown::line(text);
     }
-    let end = (0..=57).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
-    format!("{}...", &text[..end]).into()
+    let end = text.floor_char_boundary(57);
+    format!("{}...", shown::line(&text[..end])).into()
 }
 
 /// `{"columns": [..], "dtypes": [..]}`.
@@ -196,6 +252,10 @@ pub(super) fn schema(value: &Json) -> Result<Schema, ApiError> {
         let dtype = ColumnType::parse(&dtype)
             .ok_or_else(|| ApiError::invalid(format!("'{dtype}' is no dtype: use Number, String, Float or Boolean")))?;
         columns.push(Column { name, dtype });
+    }
+    if let Some(column) = columns.iter().find(|column| fields::is_reserved(&column.name)) {
+        let words = format!("'{}' is a field of requests and cannot be a column: give it another name", column.name);
+        return Err(ApiError::invalid(words));
     }
     Schema::new(columns).map_err(|error| ApiError::invalid(error.to_string()))
 }
@@ -220,8 +280,9 @@ pub(super) fn servers(value: &Json) -> Result<Vec<NewServer>, ApiError> {
     object(value, "servers")?
         .iter()
         .map(|(name, shards)| {
+            let name = plain(name, "servers")?;
             let shards = if shards.is_null() { Vec::new() } else { texts(shards, name)? };
-            Ok(NewServer { name: name.as_str().into(), shards })
+            Ok(NewServer { name: name.into(), shards })
         })
         .collect()
 }
@@ -289,8 +350,8 @@ fn value(column: &Column, json: &Json) -> Result<Value, String> {
         Json::String(text) => Value::Text(text.as_str().into()),
         Json::Number(number) => match (number.as_i64(), number.as_f64().and_then(Finite::new)) {
             (Some(integer), _) => Value::Integer(integer),
-            // As a decimal it would lose digits; a Float has none to lose.
-            (None, _) if number.is_u64() && column.dtype != ColumnType::Float => return Err(format!("{number} is beyond 64 bits")),
+            // As a decimal it would lose digits.
+            (None, _) if number.is_u64() => return Err(format!("{number} is beyond 64 bits")),
             (None, Some(decimal)) => Value::Decimal(decimal),
             (None, None) => return wrong(),
         },
@@ -313,7 +374,7 @@ pub(super) fn row(schema: &Schema, json: &Json, number: usize) -> Result<Row, Ap
     }
     if fields.len() > schema.columns().len() {
         let unknown = fields.keys().find(|name| schema.columns().iter().all(|column| &*column.name != name.as_str()));
-        return Err(bad(format!("column '{}' is not in the schema", unknown.map_or("?", String::as_str))));
+        return Err(bad(format!("column '{}' is not in the schema", shown::echo(unknown.map_or("?", String::as_str)))));
     }
     Ok(Row { key: Key(row_key), values })
 }
@@ -341,7 +402,7 @@ pub(super) fn changes(schema: &Schema, key_of_row: Key, json: &Json) -> Result<V
         }
         let place = schema.value_columns().iter().position(|column| *column.name == **name);
         let Some((place, column)) = place.and_then(|place| Some((u16::try_from(place).ok()?, &schema.value_columns()[place]))) else {
-            return Err(bad(format!("Column '{name}' is not in the schema")));
+            return Err(bad(format!("Column '{}' is not in the schema", shown::echo(name))));
         };
         set.insert(place, value(column, given).map_err(|words| bad(format!("Column '{name}' {words}")))?);
     }

@@ -1,5 +1,5 @@
-//! What a handler leaves unread of a request's body. A server that answers and closes while its client still sends has the answer thrown
-//! away by the network (RFC 9112, section 9.6); so the rest is read first and dropped, up to a bound.
+//! What a handler leaves unread of a request's body. Where the rest is there, it is read and dropped, and the connection goes on; an answer
+//! never waits for one that is still to come.
 
 use axum::{
     body::{Body, Bytes},
@@ -16,8 +16,8 @@ use std::{
 };
 use tokio::time::timeout;
 
-/// The most bytes that are read only to be dropped; a longer body breaks its connection. A guess: eight bodies of the largest allowed.
-const DRAIN_BYTES_MAX: u64 = 256 << 20;
+/// How long what is on its way may take. A guess: more than one round trip to most clients, less than anybody notices.
+const REST_TIMEOUT: Duration = Duration::from_millis(20);
 
 /// Where a body goes when its handler drops it unread.
 #[derive(Clone, Debug, Default)]
@@ -35,20 +35,12 @@ pub(super) fn watch(request: Request) -> (Request, Leftover) {
 }
 
 impl Leftover {
-    /// Reads what came back, for at most so long.
-    pub(super) async fn drain(&self, longest: Duration) {
+    /// Reads what came back; whether that was all of it.
+    pub(super) async fn drain(&self) -> bool {
         let body = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some(mut body) = body else { return };
-        let read = async {
-            let mut bytes: u64 = 0;
-            while bytes <= DRAIN_BYTES_MAX
-                && let Some(Ok(frame)) = body.frame().await
-            {
-                bytes += frame.data_ref().map_or(0, Bytes::len) as u64;
-            }
-        };
-        // Too slow is like too long: the connection breaks.
-        let _ = timeout(longest, read).await;
+        let Some(mut body) = body else { return true };
+        let read = async { while let Some(Ok(_)) = body.frame().await {} };
+        timeout(REST_TIMEOUT, read).await.is_ok()
     }
 }
 

@@ -22,6 +22,8 @@ pub(super) struct Endpoint {
     pub(super) methods: &'static [&'static str],
     /// What it does.
     pub(super) summary: &'static str,
+    /// What it promises.
+    pub(super) promises: &'static str,
     /// What may stand behind the `?`.
     pub(super) query: &'static [(&'static str, &'static str)],
     /// What may stand among the headers, besides X-Request-Id.
@@ -48,6 +50,10 @@ const SESSION: &[(&str, &str)] = &[("Twinshard-Session", "What the client has se
 const KEY: &[(&str, &str)] =
     &[("Idempotency-Key", "The client's own name for this change: given again, the first result is answered and nothing is done twice")];
 const KEY_AND_SESSION: &[(&str, &str)] = &[KEY[0], SESSION[0]];
+/// What writes promise.
+const REPEAT: &str = "All or nothing in each shard; when shards fare differently, `shards` says what became of each. An answer with \
+                      `retryable` true may be asked again as it was; after `applied` unknown or partial do so with the Idempotency-Key \
+                      that it had, and nothing is done twice.";
 const SEEN: &[(&str, &str)] = &[("Twinshard-Session", "What the client has seen now, for reads with consistency session")];
 
 const fn endpoint(
@@ -58,13 +64,20 @@ const fn endpoint(
     answer: &'static str,
     errors: &'static [u16],
 ) -> Endpoint {
-    Endpoint { path, methods, summary, query: NONE, headers: NONE, body, answer, types: &[JSON], tells: NONE, errors }
+    Endpoint { path, methods, summary, promises: "", query: NONE, headers: NONE, body, answer, types: &[JSON], tells: NONE, errors }
 }
 
 /// What every node has.
 pub(super) const EVERY: &[Endpoint] = &[
     endpoint("/healthz", &["GET"], "Whether the node runs", "", r#"{"message":"alive","status":"success"}"#, &[]),
-    endpoint("/readyz", &["GET"], "Whether the node knows its cluster", "", r#"{"message":"ready","status":"success"}"#, &[]),
+    endpoint(
+        "/readyz",
+        &["GET"],
+        "Whether the node can do now what it is there for; 503 says why not",
+        "",
+        r#"{"message":"ready","status":"success"}"#,
+        &[],
+    ),
     Endpoint {
         types: &[OPEN_METRICS],
         ..endpoint("/metrics", &["GET"], "Counters and histograms, in the OpenMetrics text format", "", "# EOF", &[])
@@ -156,6 +169,10 @@ pub(super) const BALANCER: &[Endpoint] = &[
         &[],
     ),
     Endpoint {
+        promises: "One answer is one atomic read of each shard in it. Pages that `limit` and `cursor` ask for are reads of their own, each \
+                   at its own time: what is written between them may be in one and not in another. An answer that breaks off is not \
+                   whole: it lacks the last chunk. With application/x-ndjson the last line is no row: it has the status. `limit` is from \
+                   1 to 1,000,000; `cursor` is the `next_cursor` of the answer before, absent at the end.",
         headers: SESSION,
         types: &[JSON, LINES],
         tells: SEEN,
@@ -177,6 +194,7 @@ pub(super) const BALANCER: &[Endpoint] = &[
         &[400, 409, 504],
     ),
     Endpoint {
+        promises: REPEAT,
         headers: KEY_AND_SESSION,
         tells: SEEN,
         ..endpoint(
@@ -189,6 +207,7 @@ pub(super) const BALANCER: &[Endpoint] = &[
         )
     },
     Endpoint {
+        promises: REPEAT,
         headers: KEY_AND_SESSION,
         tells: SEEN,
         ..endpoint(
@@ -201,11 +220,12 @@ pub(super) const BALANCER: &[Endpoint] = &[
         )
     },
     Endpoint {
+        promises: REPEAT,
         headers: KEY_AND_SESSION,
         tells: SEEN,
         ..endpoint(
             "/del",
-            &["DELETE"],
+            &["DELETE", "POST"],
             "Removes a row",
             r#"{"Stud_id":2255}"#,
             r#"{"message":"Data entry with Stud_id:2255 removed from all replicas","status":"success"}"#,
@@ -214,6 +234,10 @@ pub(super) const BALANCER: &[Endpoint] = &[
     },
     Endpoint { query: OF_SHARD, ..endpoint("/primary_elect", &["GET", "POST", "PUT"], ELECT, SHARD, ELECTED, &[409, 504]) },
     Endpoint { query: OF_SHARD, ..endpoint("/primary-elect", &["GET", "POST", "PUT"], ELECT, SHARD, ELECTED, &[409, 504]) },
+    Endpoint {
+        types: &["text/plain"],
+        ..endpoint("/heartbeat", &["GET"], "Answers with nothing, if a server chosen on the ring is there", "", "", &[409, 504])
+    },
     endpoint(
         "/home",
         &["GET"],
@@ -278,7 +302,7 @@ pub(super) const SERVER: &[Endpoint] = &[
         headers: KEY,
         ..endpoint(
             "/del",
-            &["DELETE"],
+            &["DELETE", "POST"],
             "Removes a row",
             r#"{"shard":"sh1","Stud_id":2255}"#,
             r#"{"message":"Data entry with Stud_id:2255 removed","status":"success"}"#,
@@ -312,6 +336,11 @@ fn error_example() -> Value {
     })
 }
 
+/// What holds for all of it.
+const CONVENTIONS: &str = "HEAD is there wherever GET is. Repeated slashes and one at the end of a path do not matter. A number with a whole \
+                           value is an integer, however it is written; one beyond 64 bits is refused. Fields that are not here are ignored, \
+                           unless they are nearly one of these.";
+
 /// The document of a node with these endpoints and those of every node.
 pub(super) fn document(title: &str, own: &[Endpoint]) -> Value {
     let mut paths = PathsBuilder::new();
@@ -330,7 +359,7 @@ pub(super) fn document(title: &str, own: &[Endpoint]) -> Value {
     }
     let bearer = SecurityScheme::Http(HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build());
     let document = OpenApiBuilder::new()
-        .info(InfoBuilder::new().title(title).version(env!("CARGO_PKG_VERSION")).build())
+        .info(InfoBuilder::new().title(title).description(Some(CONVENTIONS)).version(env!("CARGO_PKG_VERSION")).build())
         .paths(paths)
         .components(Some(ComponentsBuilder::new().schema("Error", schema_of(&error_example())).security_scheme("token", bearer).build()))
         .security(Some([SecurityRequirement::new("token", NO_SCOPES)]))
@@ -347,6 +376,9 @@ const REQUEST_ID: (&str, &str) = ("X-Request-Id", "The name by which logs call t
 fn operation(endpoint: &Endpoint, method: &Method) -> Operation {
     let needs_token = access::needed(method, endpoint.path).is_some();
     let mut operation = OperationBuilder::new().summary(Some(endpoint.summary));
+    if !endpoint.promises.is_empty() {
+        operation = operation.description(Some(endpoint.promises));
+    }
     if !needs_token {
         operation = operation.securities(Some([]));
     }
@@ -399,7 +431,7 @@ fn operation(endpoint: &Endpoint, method: &Method) -> Operation {
 /// What may be answered besides 200: own errors, those of any request, of one that needs a token and counts, and of one with a body.
 fn errors(endpoint: &Endpoint, needs_token: bool, has_body: bool) -> BTreeSet<u16> {
     let of_tokens: &[u16] = if needs_token { &[401, 429] } else { &[] };
-    let of_bodies: &[u16] = if has_body { &[400, 408, 413] } else { &[] };
+    let of_bodies: &[u16] = if has_body { &[400, 408, 413, 415] } else { &[] };
     endpoint.errors.iter().chain(&[403, 405, 503]).chain(of_tokens).chain(of_bodies).copied().collect()
 }
 
@@ -407,11 +439,22 @@ fn kind(kind: Type) -> Object {
     ObjectBuilder::new().schema_type(kind).build()
 }
 
+/// The words that a field of this name may have, if only those.
+fn one_of(field: &str) -> Option<Schema> {
+    let words: &[&str] = match field {
+        "consistency" => &["linearizable", "session", "stale"],
+        "on_conflict" => &["replace", "error", "skip"],
+        "applied" => &["no", "yes", "partial", "unknown"],
+        _ => return None,
+    };
+    Some(Schema::Object(ObjectBuilder::new().schema_type(Type::String).enum_values(Some(words.iter().copied())).build()))
+}
+
 /// The type of an example.
 fn schema_of(example: &Value) -> Schema {
     match example {
         Value::Object(fields) => {
-            let fields = fields.iter().map(|(name, field)| (name.clone(), schema_of(field)));
+            let fields = fields.iter().map(|(name, field)| (name.clone(), one_of(name).unwrap_or_else(|| schema_of(field))));
             let object = fields.fold(ObjectBuilder::new().schema_type(Type::Object), |object, (name, field)| object.property(name, field));
             Schema::Object(object.build())
         }
@@ -443,11 +486,13 @@ mod tests {
         let responses = read["responses"].as_object().expect("responses");
         assert_eq!(
             responses.keys().map(String::as_str).collect::<Vec<_>>(),
-            ["200", "400", "401", "403", "405", "408", "409", "413", "429", "503", "504"]
+            ["200", "400", "401", "403", "405", "408", "409", "413", "415", "429", "503", "504"]
         );
         for (_, response) in responses.iter().filter(|(status, _)| *status != "200") {
             assert_eq!(response["content"]["application/json"]["schema"]["$ref"], "#/components/schemas/Error");
         }
+        assert_eq!(schema["consistency"]["enum"], json!(["linearizable", "session", "stale"]), "{read}");
+        assert!(read["description"].as_str().is_some_and(|words| words.contains("one atomic read of each shard")), "{read}");
         assert!(responses["200"]["content"]["application/x-ndjson"].is_object() && responses["503"]["headers"]["Retry-After"].is_object());
         assert_eq!(document["components"]["schemas"]["Error"]["properties"]["retryable"]["type"], "boolean");
         let parameters = |path: &str, method: &str| -> Vec<String> {

@@ -3,6 +3,7 @@
 use super::{Answer, allow, bytes_response, error::ApiError, json_response};
 use crate::{
     handle::{Failing, Handle},
+    shown,
     telemetry::{Event, Measured, Telemetry, kind},
 };
 use axum::{
@@ -48,7 +49,6 @@ where
 {
     Router::new()
         .route("/healthz", any(alive::<Q, A>))
-        .route("/readyz", any(ready::<Q, A>))
         .route("/events", any(events::<Q, A>))
         .route("/openapi.json", any(openapi::<Q, A>))
         .with_state(Ops { handle, document: Arc::new(document) })
@@ -63,13 +63,21 @@ async fn alive<Q, A: Failing>(State(ops): State<Ops<Q, A>>, request: Request) ->
     Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "stopped", "The node has stopped"))
 }
 
-/// /readyz: whether the node knows its cluster, without which it answers little.
-async fn ready<Q, A: Failing>(State(ops): State<Ops<Q, A>>, request: Request) -> Answer {
-    allow(&request, &[Method::GET])?;
-    if ops.handle.map().is_some() {
-        return Ok(json_response(StatusCode::OK, &json!({ "message": "ready", "status": "success" })));
+/// The answer to /readyz: whether the node can do now what it is there for, or why not.
+pub(super) fn ready<Q, A: Failing>(handle: &Handle<Q, A>, trouble: Option<String>) -> Answer {
+    let trouble = if handle.telemetry().stops() {
+        Some("The node is told to stop".to_owned())
+    } else if !handle.load().0 {
+        Some("The node has stopped".to_owned())
+    } else if handle.map().is_none() {
+        Some("The node has not read the cluster map yet".to_owned())
+    } else {
+        trouble
+    };
+    match trouble {
+        None => Ok(json_response(StatusCode::OK, &json!({ "message": "ready", "status": "success" }))),
+        Some(words) => Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "not-ready", words)),
     }
-    Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "not-ready", "The node has not read the cluster map yet"))
 }
 
 /// /openapi.json.
@@ -145,7 +153,7 @@ fn described(events: &[Event], map: &ClusterMap, now: Instant) -> Vec<(u64, Valu
             "number": event.number,
             "ago_ms": u64::try_from(now.saturating_duration_since(event.at).as_millis()).unwrap_or(u64::MAX),
             "kind": kind(&event.note),
-            "text": text,
+            "text": shown::line(&text),
         });
         for (name, fact) in facts {
             value[name] = fact;

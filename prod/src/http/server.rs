@@ -2,15 +2,18 @@
 
 use super::{
     Answer, Call, HttpSettings, allow,
-    balancer::{idempotency, inserts, section_head, sections_tail},
+    balancer::{READY_TIMEOUT, idempotency, inserts, section_head, sections_tail},
     bytes_response,
     error::ApiError,
+    fields,
     guard::{Guard, guard},
     json, json_response, openapi, ops,
     stream::{self, Format, Got, Page, Section, Want},
+    target,
 };
 use crate::{
     handle::{BalancerHandle, ServerHandle},
+    shown,
     telemetry::{Measured, OfReplica},
 };
 use axum::{
@@ -70,7 +73,7 @@ pub fn router(handle: ServerHandle, identity: ServerIdentity, settings: HttpSett
     let guarded = Guard::new(&settings, handle.telemetry().clone());
     let common = ops::router(handle.clone(), openapi::document("A server of Twinshard", openapi::SERVER));
     let app = App { handle, identity: Arc::new(identity), settings: Arc::new(settings) };
-    Router::new()
+    let routes = Router::new()
         .route("/heartbeat", any(heartbeat))
         .route("/home", any(home))
         .route("/copy", any(copy))
@@ -82,10 +85,12 @@ pub fn router(handle: ServerHandle, identity: ServerIdentity, settings: HttpSett
         .route("/get_wal", any(log))
         .route("/get_wal_count", any(log_count))
         .route("/metrics", any(metrics))
+        .route("/readyz", any(ready))
         .fallback(unknown)
         .with_state(app)
         .merge(common)
-        .layer(middleware::from_fn_with_state(guarded, guard))
+        .layer(middleware::from_fn_with_state(guarded, guard));
+    target::lenient(routes)
 }
 
 impl App {
@@ -94,6 +99,13 @@ impl App {
             ServerReply::Failed(error) => Err(error.into()),
             reply => Ok(reply),
         }
+    }
+
+    /// Reads a request of rows: the key stands beside its fields.
+    async fn call_of_rows(&self, request: Request, fields: fields::Fields) -> Result<Call, ApiError> {
+        let map = self.handle.map().map(|(_, map)| map);
+        let key = map.as_ref().and_then(|map| map.schema.as_ref()).map(Schema::key_name);
+        Call::read(request, &self.settings, fields, key).await
     }
 
     fn map(&self) -> Result<Arc<ClusterMap>, ApiError> {
@@ -154,7 +166,7 @@ fn unexpected(reply: &ServerReply) -> ApiError {
 }
 
 async fn unknown(request: Request) -> Response {
-    let words = format!("'{}' endpoint does not exist", request.uri().path());
+    let words = format!("'{}' endpoint does not exist", shown::echo(request.uri().path()));
     ApiError::new(StatusCode::NOT_FOUND, "no-such-endpoint", words).into_response()
 }
 
@@ -178,6 +190,21 @@ async fn metrics(State(app): State<App>, request: Request) -> Answer {
     ops::metrics(app.handle.telemetry(), now)
 }
 
+/// How long the log may take over what it is given before this server is not ready. A guess: more than a slow disk takes.
+const LOG_PATIENCE: Duration = Duration::from_secs(5);
+
+async fn ready(State(app): State<App>, request: Request) -> Answer {
+    allow(&request, &[Method::GET])?;
+    let trouble = match app.handle.telemetry().log_trouble(LOG_PATIENCE) {
+        Some(words) => Some(format!("This server promises nothing: {words}")),
+        None => match app.handle.ask(ServerRequest::Status, READY_TIMEOUT).await {
+            ServerReply::Failed(error) => Some(format!("This server does not answer: {error}")),
+            _ => None,
+        },
+    };
+    ops::ready(&app.handle, trouble)
+}
+
 async fn heartbeat(request: Request) -> Answer {
     allow(&request, &[Method::GET])?;
     Ok(bytes_response(StatusCode::OK, Bytes::new(), "text/plain"))
@@ -195,7 +222,7 @@ fn shard_name(call: &Call) -> Result<Box<str>, ApiError> {
 
 async fn copy(State(app): State<App>, request: Request) -> Answer {
     allow(&request, &[Method::GET])?;
-    let call = Call::read(request, &app.settings).await?;
+    let call = Call::read(request, &app.settings, fields::COPY, None).await?;
     let shards = json::texts(json::field(&call.json, "shards")?, "shards")?;
     let format = Format { schema: app.schema()?, versions: false, lines: false };
     let count = shards.len();
@@ -223,7 +250,7 @@ async fn copy(State(app): State<App>, request: Request) -> Answer {
 
 async fn read(State(app): State<App>, request: Request) -> Answer {
     allow(&request, &[Method::GET, Method::POST])?;
-    let call = Call::read(request, &app.settings).await?;
+    let call = app.call_of_rows(request, fields::SERVER_READ).await?;
     let shard = shard_name(&call)?;
     let schema = app.schema()?;
     let name = schema.key_name().to_owned();
@@ -276,9 +303,10 @@ async fn execute(app: &App, call: &Call, operations: Vec<Operation>) -> Result<L
 
 async fn write(State(app): State<App>, request: Request) -> Answer {
     allow(&request, &[Method::POST])?;
-    let call = Call::read(request, &app.settings).await?;
+    let mut call = app.call_of_rows(request, fields::SERVER_WRITE).await?;
     let schema = app.schema()?;
     let rows = json::rows(&schema, &call.json, app.settings.rows_max)?;
+    call.forget_rows();
     let count = rows.len() as u64;
     let on_conflict = json::on_conflict(&call.json)?.unwrap_or(app.map()?.settings.on_conflict);
     // Rows written so far: as the client counts, if it does. What is no count is ignored, as other fields are that the contract does not know.
@@ -293,7 +321,7 @@ async fn write(State(app): State<App>, request: Request) -> Answer {
 
 async fn update(State(app): State<App>, request: Request) -> Answer {
     allow(&request, &[Method::PUT])?;
-    let call = Call::read(request, &app.settings).await?;
+    let call = app.call_of_rows(request, fields::SERVER_UPDATE).await?;
     let schema = app.schema()?;
     let name = schema.key_name();
     let key = json::key(json::field(&call.json, name)?, name)?;
@@ -303,8 +331,8 @@ async fn update(State(app): State<App>, request: Request) -> Answer {
 }
 
 async fn delete(State(app): State<App>, request: Request) -> Answer {
-    allow(&request, &[Method::DELETE])?;
-    let call = Call::read(request, &app.settings).await?;
+    allow(&request, &[Method::DELETE, Method::POST])?;
+    let call = app.call_of_rows(request, fields::SERVER_DELETE).await?;
     let schema = app.schema()?;
     let name = schema.key_name();
     let key = json::key(json::field(&call.json, name)?, name)?;
@@ -314,7 +342,7 @@ async fn delete(State(app): State<App>, request: Request) -> Answer {
 
 async fn config(State(app): State<App>, request: Request) -> Answer {
     allow(&request, &[Method::POST])?;
-    let call = Call::read(request, &app.settings).await?;
+    let call = Call::read(request, &app.settings, fields::CONFIG, None).await?;
     let Some(balancer) = &app.identity.standalone else { return Err(RequestError::ClusterOwned.into()) };
     let schema = json::schema(json::field(&call.json, "schema")?)?;
     let names = json::texts(json::field(&call.json, "shards")?, "shards")?;
@@ -384,7 +412,7 @@ struct LogSoFar {
 
 async fn log(State(app): State<App>, request: Request) -> Answer {
     allow(&request, &[Method::GET])?;
-    let call = Call::read(request, &app.settings).await?;
+    let call = Call::read(request, &app.settings, fields::LOG, None).await?;
     let schema = app.schema()?;
     let shard = shard_name(&call)?;
     app.holds(&shard).await?;
@@ -421,7 +449,7 @@ async fn log(State(app): State<App>, request: Request) -> Answer {
 
 async fn log_count(State(app): State<App>, request: Request) -> Answer {
     allow(&request, &[Method::GET])?;
-    let call = Call::read(request, &app.settings).await?;
+    let call = Call::read(request, &app.settings, fields::LOG, None).await?;
     let shard = shard_name(&call)?;
     app.holds(&shard).await?;
     let request = ServerRequest::Log { shard, from: LogIndex(u64::MAX), limit: 1 };

@@ -2,22 +2,28 @@
 
 mod connections;
 mod refusals;
+mod requests;
 mod streams;
 
-use super::*;
-use crate::telemetry::Telemetry;
+use super::{serve::DRAIN_TIMEOUT, *};
 use crate::{
     handle::{Ask, BalancerHandle, ServerHandle},
-    net::TokioNetwork,
+    net::{Network, TokioNetwork},
+    telemetry::Telemetry,
 };
+use axum::Router;
 use http_body_util::BodyExt;
 use serde_json::json;
 use std::{
     collections::BTreeMap,
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
+    sync::watch,
     task::JoinHandle,
 };
 use tower::ServiceExt;

@@ -3,6 +3,7 @@
 use super::{
     World,
     exchange::{self, Answer, Exchange},
+    spelling,
     wire::{Call, sayable},
 };
 use http::Method;
@@ -37,6 +38,9 @@ const INIT_AT: Duration = Duration::from_millis(20);
 const COME_AGAIN_AFTER: Duration = Duration::from_millis(50);
 /// How long a client of the end waits for an answer.
 pub const END_TIMEOUT: Duration = Duration::from_millis(10_000);
+/// How often a client asks what it does not know how to ask, and how long it waits for an answer.
+const STRAY_EVERY: Duration = Duration::from_millis(150);
+const STRAY_TIMEOUT: Duration = Duration::from_millis(2_000);
 /// How long the cluster may take to come back after the last fault.
 pub const HEAL_WITHIN: Duration = Duration::from_millis(30_000);
 /// How long replicas may take to be equal once nothing writes any more.
@@ -176,6 +180,8 @@ impl<W: World> Clients<W> {
                 });
             }
         }
+        let clients = self.clone();
+        tasks.spawn(async move { clients.stray(script.healed_at.0).await });
         while let Some(joined) = tasks.join_next().await {
             if let Err(error) = joined {
                 self.breach(format!("a client failed: {error}"));
@@ -221,6 +227,21 @@ impl<W: World> Clients<W> {
             }
         }
         ended
+    }
+
+    /// A client that knows the contract badly: until then it asks what is refused, or said in another way, and judges what it is told.
+    async fn stray(&self, until_ns: u64) {
+        let mut number = 0;
+        while self.world.now_ns() < until_ns {
+            sleep(STRAY_EVERY).await;
+            let (asked, statuses) = spelling::stray(number);
+            if let Ok(told) = exchange::send(&self.world, &self.world.balancer(number), asked.clone(), STRAY_TIMEOUT).await
+                && let Some(text) = spelling::breach(&asked, statuses, told.status, &told.body)
+            {
+                self.breach(text);
+            }
+            number += 1;
+        }
     }
 
     async fn sleep_until(&self, at_ns: u64) {

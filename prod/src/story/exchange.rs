@@ -3,6 +3,7 @@
 
 use super::{
     World,
+    spelling::{self, Spelled},
     wire::{self, Answered, SESSION},
 };
 use crate::net::Network;
@@ -60,33 +61,51 @@ pub async fn ask(world: &impl World, address: &str, schema: &Schema, request: &R
 /// No whole answer came in time.
 pub async fn exchange(world: &impl World, address: &str, call: &wire::Call, within: Duration) -> Result<Exchange, bool> {
     let mut sent = false;
-    let done = timeout(within, carry(world, address, call, &mut sent)).await;
+    let done =
+        timeout(within, carry(world, address, (spelling::spelled(call), call.key.as_deref(), call.session.as_deref()), &mut sent)).await;
     match done {
         Ok(Some(exchange)) => Ok(exchange),
         Ok(None) | Err(_) => Err(sent),
     }
 }
 
-async fn carry(world: &impl World, address: &str, call: &wire::Call, sent: &mut bool) -> Option<Exchange> {
+/// A request that is no call, and its answer.
+///
+/// # Errors
+/// As [`exchange`].
+pub async fn send(world: &impl World, address: &str, spelled: Spelled, within: Duration) -> Result<Exchange, bool> {
+    let mut sent = false;
+    let done = timeout(within, carry(world, address, (spelled, None, None), &mut sent)).await;
+    match done {
+        Ok(Some(exchange)) => Ok(exchange),
+        Ok(None) | Err(_) => Err(sent),
+    }
+}
+
+async fn carry(
+    world: &impl World,
+    address: &str,
+    (spelled, key, session): (Spelled, Option<&str>, Option<&str>),
+    sent: &mut bool,
+) -> Option<Exchange> {
     let stream = world.network().connect(address).await.ok()?;
     let (mut sender, connection) = http1::handshake::<_, Full<Bytes>>(TokioIo::new(stream)).await.ok()?;
-    let body = if call.body.is_null() { Bytes::new() } else { Bytes::from(call.body.to_string()) };
     let mut request = HttpRequest::builder()
-        .method(call.method.clone())
-        .uri(&call.path)
+        .method(spelled.method)
+        .uri(spelled.path)
         .header(header::HOST, address)
         .header(header::CONTENT_TYPE, "application/json")
         .header(header::CONNECTION, "close");
-    if let Some(key) = &call.key {
-        request = request.header("idempotency-key", &**key);
+    if let Some(key) = key {
+        request = request.header("idempotency-key", key);
     }
-    if let Some(session) = &call.session {
+    if let Some(session) = session {
         request = request.header(SESSION, session);
     }
     if let Some(authorization) = world.authorization() {
         request = request.header(header::AUTHORIZATION, authorization);
     }
-    let request = request.body(Full::new(body)).ok()?;
+    let request = request.body(Full::new(spelled.body)).ok()?;
     *sent = true;
     let exchange = async {
         let response: Response<Incoming> = sender.send_request(request).await.ok()?;

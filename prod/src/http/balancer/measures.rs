@@ -1,4 +1,4 @@
-//! The cluster as a balancer sees it, in numbers for /metrics.
+//! The cluster as a balancer sees it: in numbers for /metrics, and whether it can be asked anything, for /readyz.
 
 use crate::telemetry::{Measured, OfReplica, OfServer, OfShard};
 use twinshard_core::{
@@ -40,4 +40,23 @@ pub(super) fn measure(status: &Status, now: &mut Measured) {
         }
     }
     now.replicas(&replicas);
+}
+
+/// Why no shard can be read or written through this balancer, if so: it hears of too few members of each.
+pub(super) fn trouble(status: &Status) -> Option<String> {
+    let map = &status.map;
+    let is_up = |server: ServerId| status.servers.get(&server).is_some_and(|seen| matches!(seen.health, Health::Up | Health::Suspect));
+    let reaches = |record: &twinshard_core::map::ShardRecord| {
+        record.current.as_ref().is_some_and(|current| {
+            let reached = current.members.iter().filter(|member| map.server_of(**member).is_some_and(is_up)).count();
+            reached >= current.write_quorum as usize
+        })
+    };
+    // Those that are being created have nothing to reach.
+    let mut shards = map.shards.values().filter(|record| record.current.is_some()).peekable();
+    shards.peek()?;
+    let away: Vec<&str> =
+        status.servers.iter().filter(|(id, _)| !is_up(**id)).filter_map(|(id, _)| Some(&*map.servers.get(id)?.name)).collect();
+    let words = || format!("This balancer reaches a quorum of no shard; servers that do not answer: {}", away.join(", "));
+    shards.all(|record| !reaches(record)).then(words)
 }

@@ -1,7 +1,7 @@
 //! What operators ask: /move, /drain and /explain.
 
 use super::{App, unexpected};
-use crate::http::{Answer, Call, allow, error::ApiError, json, json_response};
+use crate::http::{Answer, Call, allow, error::ApiError, fields, json, json_response};
 use axum::{
     extract::{Request, State},
     http::{Method, StatusCode},
@@ -20,7 +20,7 @@ fn name(call: &Call, field: &str) -> Result<Box<str>, ApiError> {
 /// POST /move.
 pub(super) async fn move_replica(State(app): State<App>, request: Request) -> Answer {
     allow(&request, &[Method::POST])?;
-    let call = Call::read(request, &app.settings).await?;
+    let call = app.call(request, fields::MOVE).await?;
     let (shard, from, to) = (name(&call, "shard")?, name(&call, "from")?, name(&call, "to")?);
     let message = format!("{to} holds a replica of {shard}, and {from} holds none");
     match app.ask(twinshard_core::request::Request::Move { shard, from, to }, app.settings.admin_timeout).await? {
@@ -32,7 +32,7 @@ pub(super) async fn move_replica(State(app): State<App>, request: Request) -> An
 /// POST /drain.
 pub(super) async fn drain(State(app): State<App>, request: Request) -> Answer {
     allow(&request, &[Method::POST])?;
-    let call = Call::read(request, &app.settings).await?;
+    let call = app.call(request, fields::DRAIN).await?;
     let server = name(&call, "server")?;
     let message = format!("{server} holds no replica any more");
     match app.ask(twinshard_core::request::Request::Drain { server }, app.settings.admin_timeout).await? {
@@ -47,7 +47,7 @@ pub(super) async fn drain(State(app): State<App>, request: Request) -> Answer {
 /// GET /explain?key=2255 or ?shard=sh1; both may stand in a body, too.
 pub(super) async fn explain(State(app): State<App>, request: Request) -> Answer {
     allow(&request, &[Method::GET, Method::POST])?;
-    let call = Call::read(request, &app.settings).await?;
+    let call = app.call(request, fields::EXPLAIN).await?;
     let query = call.parts.uri.query().unwrap_or_default();
     let given = |field: &str| {
         let queried = query.split('&').filter_map(|pair| pair.split_once('=')).find(|(name, _)| *name == field);

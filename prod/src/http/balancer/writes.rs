@@ -1,7 +1,7 @@
 //! /write, /update and /del.
 
 use super::{Answer, App, key_field, merged, session, unexpected, with_session};
-use crate::http::{Call, allow, error::ApiError, json, json_response};
+use crate::http::{Call, allow, error::ApiError, fields, json, json_response};
 use axum::{
     extract::{Request, State},
     http::{Method, StatusCode},
@@ -88,9 +88,10 @@ async fn execute_on_one(app: &App, call: &Call, operation: Operation, message: S
 
 pub(super) async fn write(State(app): State<App>, request: Request) -> Answer {
     allow(&request, &[Method::POST])?;
-    let call = Call::read(request, &app.settings).await?;
+    let mut call = app.call_of_rows(request, fields::WRITE).await?;
     let schema = app.schema().await?;
     let rows = json::rows(&schema, &call.json, app.settings.rows_max)?;
+    call.forget_rows();
     let on_conflict = json::on_conflict(&call.json)?;
     let count = rows.len() as u64;
     let operations = inserts(rows, on_conflict);
@@ -101,7 +102,7 @@ pub(super) async fn write(State(app): State<App>, request: Request) -> Answer {
 
 pub(super) async fn update(State(app): State<App>, request: Request) -> Answer {
     allow(&request, &[Method::PUT])?;
-    let call = Call::read(request, &app.settings).await?;
+    let call = app.call_of_rows(request, fields::UPDATE).await?;
     let schema = app.schema().await?;
     let (value, name) = key_field(&call, &schema)?;
     let key = json::key(value, &name)?;
@@ -111,8 +112,8 @@ pub(super) async fn update(State(app): State<App>, request: Request) -> Answer {
 }
 
 pub(super) async fn delete(State(app): State<App>, request: Request) -> Answer {
-    allow(&request, &[Method::DELETE])?;
-    let call = Call::read(request, &app.settings).await?;
+    allow(&request, &[Method::DELETE, Method::POST])?;
+    let call = app.call_of_rows(request, fields::DELETE).await?;
     let schema = app.schema().await?;
     let (value, name) = key_field(&call, &schema)?;
     let key = json::key(value, &name)?;

@@ -70,8 +70,11 @@ fn numbers_survive_to_the_last_bit() {
             assert_eq!(back.to_bits(), exact.to_bits(), "{number} in {column}");
         }
     }
-    let beyond = json!({ "id": 1, "n": 1, "s": "s", "f": u64::MAX, "b": true });
-    assert_eq!(given_back(&schema, row(&schema, &beyond, 1).expect("a row"))["f"], json!(u64::MAX as f64));
+    for (text, whole) in [("2255.0", 2255_i64), ("1e3", 1000), ("-0", 0), ("-0.0", 0), ("9007199254740993.0", 9_007_199_254_740_993)] {
+        let body = format!("{{\"id\":{text},\"n\":{text},\"s\":{text},\"f\":{text},\"b\":true}}");
+        let read = row(&schema, &parse(body.as_bytes()).expect("JSON").0, 1).unwrap_or_else(|error| panic!("{text}: {error:?}"));
+        assert_eq!(given_back(&schema, read), json!({ "id": whole, "n": whole, "s": whole, "f": whole, "b": true }), "{text}");
+    }
     for number in [i64::MIN, -1, 0, i64::MAX] {
         let given = json!({ "id": number, "n": number, "s": number, "f": number, "b": false });
         assert_eq!(given_back(&schema, row(&schema, &given, 1).expect("a row")), given);
@@ -111,6 +114,7 @@ async fn a_row_that_does_not_fit_is_refused_by_row_and_column() {
         (with("s", json!([1])), "Row 2: column 's' must be a String, not [1]"),
         (with("s", json!({ "a": 1 })), "Row 2: column 's' must be a String, not {\"a\":1}"),
         (with("s", json!(long)), "Row 2: column 's' is longer than 65536 bytes"),
+        (with("f", json!(u64::MAX)), "Row 2: column 'f' 18446744073709551615 is beyond 64 bits"),
         (with("f", json!("1.5")), "Row 2: column 'f' must be a Float, not \"1.5\""),
         (with("b", json!("true")), "Row 2: column 'b' must be a Boolean, not \"true\""),
         (with("b", json!(1)), "Row 2: column 'b' must be a Boolean, not 1"),
@@ -281,4 +285,57 @@ fn values_are_counted_and_too_many_refused_before_they_take_memory() {
     let code = |text: &str| parse(text.as_bytes()).expect_err("too many").body()["code"].clone();
     assert_eq!(code(&list(VALUES_MAX + 1)), "too-many-values");
     assert_eq!(code(&format!("{}]", list(VALUES_MAX))), "bad-json");
+}
+
+#[test]
+fn a_mark_of_the_byte_order_is_skipped_and_no_number_is_changed() {
+    assert_eq!(parse(b"\xef\xbb\xbf{\"a\":1}").expect("JSON").0, json!({ "a": 1 }));
+    for body in [
+        "{\"a\":18446744073709551616}",
+        "{\"a\":[-9223372036854775809]}",
+        "{\"a\":1e-400}",
+        "{\"a\":1e400}",
+        "{\"a\":12345678901234567890123.0}",
+    ] {
+        assert!(parse(body.as_bytes()).is_err(), "{body}");
+    }
+}
+
+#[test]
+fn names_of_requests_cannot_be_columns() {
+    for name in ["limit", "Cursor", "data", "shard", "consistency", "versions"] {
+        for columns in [[name, "a"], ["id", name]] {
+            let error = schema(&json!({ "columns": columns, "dtypes": ["Number", "String"] })).expect_err(name);
+            let words = format!("<Error> '{name}' is a field of requests and cannot be a column: give it another name");
+            assert_eq!(error.body()["message"], words);
+        }
+    }
+}
+
+/// Whatever is refused: what it was is repeated up to a bound, on one line.
+#[test]
+fn what_is_repeated_of_a_client_is_short_and_does_nothing() {
+    let long = "\u{1b}[31m\n".repeat(1 << 20);
+    let seen = BTreeMap::new();
+    let errors = [
+        consistency(&json!({ "consistency": long }), &seen).expect_err("consistency"),
+        schema(&json!({ "columns": ["id"], "dtypes": [long] })).expect_err("dtype"),
+        schema(&json!({ "columns": [long], "dtypes": ["Number"] })).expect_err("column"),
+        servers(&json!({ &long: [] })).expect_err("server"),
+        servers(&json!({ "Server0": [long] })).expect_err("shard"),
+        shards(&json!([{ "Stud_id_low": 0, "Shard_id": long, "Shard_size": 1 }]), "Stud_id").expect_err("shard"),
+        shards(&json!([{ "Stud_id_low": long, "Shard_id": "sh1", "Shard_size": 1 }]), "Stud_id").expect_err("low"),
+        on_conflict(&json!({ "on_conflict": long })).expect_err("on_conflict"),
+        row(&students(), &json!({ "Stud_id": 1, "Stud_name": "a", "Stud_marks": 1, &long: 1 }), 1).expect_err("unknown column"),
+        row(&students(), &json!({ "Stud_id": long, "Stud_name": "a", "Stud_marks": 1 }), 1).expect_err("key"),
+        row(&students(), &json!({ "Stud_id": 1, "Stud_name": [long], "Stud_marks": 1 }), 1).expect_err("value"),
+        changes(&students(), Key(1), &json!({ &long: 1 })).expect_err("unknown column"),
+        key(&json!(long), "cursor").expect_err("cursor"),
+        parse(format!("{{{0}:1,{0}:1}}", json!(long)).as_bytes()).expect_err("twice"),
+        ApiError::invalid(&long),
+    ];
+    for error in errors {
+        let message = error.body()["message"].as_str().expect("text").to_owned();
+        assert!(message.len() < 25_000 && !message.contains(char::is_control), "{} bytes: {:.80}", message.len(), message);
+    }
 }

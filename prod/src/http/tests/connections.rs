@@ -1,7 +1,7 @@
 //! What one client may hold and for how long, on paused time.
 
 use super::*;
-use crate::{net::Network, peer::memory::Memory};
+use crate::peer::memory::Memory;
 use tokio::{io::DuplexStream, time::Instant};
 use twinshard_core::{
     command::{Command, Entry, OnConflict, Operation},
@@ -32,20 +32,123 @@ async fn asks(network: &Memory, method: &str, path: &str, body: &str) -> DuplexS
     client
 }
 
+/// All of an answer, on one line.
+async fn heard(mut client: DuplexStream) -> String {
+    let mut answer = Vec::new();
+    let _ = client.read_to_end(&mut answer).await;
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
 #[tokio::test(start_paused = true)]
 async fn client_that_does_not_read_its_answer_is_let_go_and_its_place_is_free() {
     let (network, _stop, _serving) = endless().await;
-    let mut deaf = asks(&network, "POST", "/read", READ).await;
+    let deaf = asks(&network, "POST", "/read", READ).await;
     let began = Instant::now();
-    let mut next = asks(&network, "GET", "/healthz", "").await;
-    let mut answer = Vec::new();
-    next.read_to_end(&mut answer).await.expect("an answer");
-    assert!(answer.starts_with(b"HTTP/1.1 200"));
-    assert_eq!(began.elapsed().as_secs(), 30, "as long as a client may take to read nothing");
-    let mut begun = Vec::new();
+    assert!(heard(asks(&network, "GET", "/healthz", "").await).await.starts_with("HTTP/1.1 200"), "a probe has another place");
+    let refused = heard(asks(&network, "POST", "/read", READ).await).await;
+    assert!(refused.starts_with("HTTP/1.1 503") && refused.contains("retry-after: 1\r\n"), "{refused}");
+    assert_eq!(began.elapsed().as_secs(), 0, "neither waits");
+    tokio::time::sleep(Duration::from_secs(31)).await;
+    let mut next = asks(&network, "POST", "/read", READ).await;
+    let mut begun = [0; 12];
+    next.read_exact(&mut begun).await.expect("an answer");
+    assert_eq!(&begun, b"HTTP/1.1 200", "as long as a client may take to read nothing");
     // What had been written before is there, and not an end that it could be taken for.
-    let _ = deaf.read_to_end(&mut begun).await;
-    assert!(begun.starts_with(b"HTTP/1.1 200") && !begun.ends_with(b"0\r\n\r\n"));
+    let begun = heard(deaf).await;
+    assert!(begun.starts_with("HTTP/1.1 200") && !begun.ends_with("0\r\n\r\n"));
+}
+
+/// With one place for clients, and so many who hold what there is with half a head, coming back at once.
+#[tokio::test(start_paused = true)]
+async fn probes_are_answered_whoever_holds_all_places() {
+    let (network, _stop, _serving) = endless().await;
+    let mut held = Vec::new();
+    for _ in 0..100 {
+        let mut half = network.connect(ADDRESS).await.expect("a connection");
+        half.write_all(b"GET /status HTTP/1.1\r\nHo").await.expect("sent");
+        held.push(half);
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    for path in ["/healthz", "/readyz", "/heartbeat", "/metrics", "/events"] {
+        let mut another = network.connect(ADDRESS).await.expect("a connection");
+        another.write_all(b"GET /status HTTP/1.1\r\nHo").await.expect("sent");
+        held.push(another);
+        let answer = heard(asks(&network, "GET", path, "").await).await;
+        // The machine that is played answers nothing else.
+        let is_answered = answer.starts_with("HTTP/1.1 200") || answer.starts_with("HTTP/1.1 500");
+        assert!(is_answered && answer.contains("connection: close"), "{path}: {answer}");
+    }
+    let mut first = held.remove(0);
+    first.write_all(b"st: localhost\r\nConnection: close\r\n\r\n").await.expect("still there");
+    assert!(heard(first).await.starts_with("HTTP/1.1 500"), "who has a place keeps it");
+}
+
+#[tokio::test(start_paused = true)]
+async fn connection_without_a_request_is_closed_without_a_word() {
+    let (network, _stop, _serving) = endless().await;
+    for (words, seconds, answers) in [
+        ("", 75, 0),
+        ("GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n", 75, 1),
+        ("GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\nGET /hea", 75, 1),
+        ("GET /hea", 30, 1),
+    ] {
+        let mut client = network.connect(ADDRESS).await.expect("a connection");
+        let began = Instant::now();
+        client.write_all(words.as_bytes()).await.expect("sent");
+        let answer = heard(client).await;
+        assert_eq!((began.elapsed().as_secs(), answer.matches("HTTP/1.1").count()), (seconds, answers), "{words}: {answer}");
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    // A proxy asks again within the minute that it keeps connections.
+    let mut client = network.connect(ADDRESS).await.expect("a connection");
+    for _ in 0..3 {
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        client.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n").await.expect("sent");
+        let mut answer = [0; 12];
+        client.read_exact(&mut answer).await.expect("an answer");
+        assert_eq!(&answer, b"HTTP/1.1 200");
+        let mut rest = [0; 4 << 10];
+        client.read(&mut rest).await.expect("the rest of it");
+    }
+    // A head that began after an answer has its own time.
+    client.write_all(b"GET /healthz HT").await.expect("sent");
+    let began = Instant::now();
+    assert_eq!(heard(client).await, "");
+    assert_eq!(began.elapsed().as_secs(), 30);
+}
+
+/// A client that sends a byte of its body a second: whether it hears in time, and is let go.
+#[tokio::test(start_paused = true)]
+async fn refusals_do_not_wait_for_a_body_and_late_ones_are_told_in_time() {
+    let (network, _stop, _serving) = endless().await;
+    for (target, status, seconds) in [
+        ("POST /write HTTP/1.1\r\nHost: localhost", 408, 30),
+        ("POST /write HTTP/1.1\r\nHost: evil.example", 403, 0),
+        ("POST /nowhere HTTP/1.1\r\nHost: localhost", 404, 0),
+        ("GET /write HTTP/1.1\r\nHost: localhost", 405, 0),
+        ("POST /write HTTP/1.1\r\nHost: localhost\r\nContent-Encoding: gzip", 415, 0),
+    ] {
+        let client = network.connect(ADDRESS).await.expect("a connection");
+        let (mut reading, mut writing) = tokio::io::split(client);
+        let head = format!("{target}\r\nContent-Length: 100000\r\n\r\n");
+        let drips = tokio::spawn(async move {
+            writing.write_all(head.as_bytes()).await?;
+            for _ in 0..100_000 {
+                writing.write_all(b" ").await?;
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+            Ok::<_, std::io::Error>(())
+        });
+        let began = Instant::now();
+        let mut answer = [0; 12];
+        reading.read_exact(&mut answer).await.expect("an answer");
+        assert_eq!((answer[9..].to_vec(), began.elapsed().as_secs()), (status.to_string().into_bytes(), seconds), "{target}");
+        let mut rest = String::new();
+        let _ = reading.read_to_string(&mut rest).await;
+        assert!(rest.contains("connection: close") && rest.contains("\"status\":\"failure\""), "{target}: {rest}");
+        assert!(drips.await.expect("no panic").is_err(), "it is let go");
+        assert!(began.elapsed().as_secs() <= seconds + 31, "{target}: {:?}", began.elapsed());
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -63,8 +166,7 @@ async fn client_that_reads_slowly_is_served() {
 async fn node_that_has_no_place_left_stops_all_the_same() {
     let (network, stop, serving) = endless().await;
     let _deaf = asks(&network, "POST", "/read", READ).await;
-    let _waits = asks(&network, "GET", "/healthz", "").await;
-    tokio::time::advance(Duration::from_secs(1)).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
     let told = Instant::now();
     stop.send_replace(true);
     serving.await.expect("served");
@@ -84,12 +186,16 @@ async fn bodies_that_do_not_fit_beside_the_others_are_told_to_come_again() {
         let (status, answer) = json_of(response).await;
         assert_eq!((status, &answer["code"], &answer["applied"]), (503, &json!("overloaded"), &json!("no")), "{body}");
     }
-    assert_eq!(ask(&router, request("GET", "/readyz", "")).await.status(), StatusCode::OK, "what has no body needs no room");
+    assert_eq!(ask(&router, request("GET", "/healthz", "")).await.status(), StatusCode::OK, "what has no body needs no room");
     machine.abort();
     for waiting in waiting {
         assert_eq!(waiting.await.expect("answered"), 504, "it had been taken");
     }
     assert_eq!(json_of(ask(&router, request("POST", "/write", "{}")).await).await.1["code"], "invalid-request", "there is room again");
+    // What would not fit if it were alone is told not to come again.
+    let large = format!("{WRITE}{}", " ".repeat(room));
+    let (status, answer) = json_of(ask(&router, request("POST", "/write", large)).await).await;
+    assert_eq!((status, &answer["code"], &answer["retryable"]), (413, &json!("body-too-large"), &json!(false)));
 }
 
 #[tokio::test]
