@@ -174,12 +174,13 @@ fn allow(request: &Request, methods: &[Method]) -> Result<(), ApiError> {
         return Ok(());
     }
     let mut list: Vec<&str> = methods.iter().map(Method::as_str).collect();
+    let use_one = list.join(" or ");
     if let Some(get) = list.iter().position(|method| *method == "GET") {
         list.insert(get + 1, "HEAD");
     }
     let asked = if request.extensions().get::<target::Head>().is_some() { "HEAD" } else { request.method().as_str() };
     let (asked, path) = (shown::echo(asked), shown::echo(request.uri().path()));
-    let words = format!("{asked} is not a method of {path}; use {}", list.join(" or "));
+    let words = format!("{asked} is not a method of {path}; use {use_one}");
     Err(ApiError::method_not_allowed(words, list.join(", ")))
 }
 

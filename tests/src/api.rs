@@ -5,6 +5,7 @@ mod members;
 mod rows;
 mod servers;
 mod setup;
+mod tools;
 pub(crate) mod wire;
 
 use crate::processes::{Up, default_cluster};
@@ -89,7 +90,7 @@ pub(crate) fn init() -> Value {
 /// An empty cluster, torn down with what it is given.
 struct Cluster {
     api: Api,
-    _up: Up,
+    up: Up,
     _dir: tempfile::TempDir,
 }
 
@@ -97,7 +98,13 @@ impl Cluster {
     fn empty() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let up = Up::start(dir.path());
-        Self { api: Api::of(&up), _up: up, _dir: dir }
+        Self { api: Api::of(&up), up, _dir: dir }
+    }
+
+    fn started_with(flags: &[&str]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let up = Up::start_with(dir.path(), flags);
+        Self { api: Api::of(&up), up, _dir: dir }
     }
 
     fn initialised() -> Self {

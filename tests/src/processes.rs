@@ -127,6 +127,10 @@ impl Up {
         pids
     }
 
+    pub(crate) fn balancer_pid(&self) -> u32 {
+        self.pids(&[" balancer "])[0]
+    }
+
     pub(crate) fn server_pid(&self, name: &str) -> u32 {
         let pids = self.pids(&[" server ", &format!("--name {name} ")]);
         assert_eq!(pids.len(), 1, "{name} has processes {pids:?}");

@@ -35,7 +35,7 @@ pub struct AccessArgs {
     /// Whether clients must show a token; left out, nodes listen on this machine's loopback only
     #[arg(long, value_enum)]
     pub auth: Option<AuthArg>,
-    /// Where data.token and admin.token are, made if they are not there [default: DIR/tokens]
+    /// Where read.token, data.token and admin.token are, made if they are not there [default: DIR/tokens]
     #[arg(long, value_name = "TOKENS_DIR")]
     pub tokens: Option<PathBuf>,
 }

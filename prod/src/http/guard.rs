@@ -119,22 +119,25 @@ impl Guard {
         Ok((page, None))
     }
 
-    /// A place among those under way.
-    fn place(&self, path: &str, phase: Option<&Phase>) -> Result<OwnedSemaphorePermit, ApiError> {
+    /// A place among those under way; probes need none.
+    fn place(&self, path: &str, phase: Option<&Phase>) -> Result<Option<OwnedSemaphorePermit>, ApiError> {
+        if access::is_probe(path) {
+            return Ok(None);
+        }
         let is_of_operators = access::is_of_operators(path);
         if !is_of_operators && phase.is_some_and(Phase::has_no_place) {
             return Err(ApiError::overloaded());
         }
         let places = if is_of_operators { &self.places_of_operators } else { &self.places };
-        Arc::clone(places).try_acquire_owned().map_err(|_| ApiError::overloaded())
+        Arc::clone(places).try_acquire_owned().map(Some).map_err(|_| ApiError::overloaded())
     }
 
     /// The answer with its place, for as long as it is being sent; and with another, if it is sent page by page.
-    fn hold(&self, response: Response, place: OwnedSemaphorePermit) -> Response {
+    fn hold(&self, response: Response, place: Option<OwnedSemaphorePermit>) -> Response {
         let is_whole = http_body::Body::size_hint(response.body()).exact().is_some();
         let stream = if is_whole { None } else { Some(Arc::clone(&self.streams).try_acquire_owned()) };
         match stream.transpose() {
-            Ok(stream) => response.map(|body| Body::new(Held { body, _places: (place, stream) })),
+            Ok(stream) => response.map(|body| Body::new(Held { body, _places: [place, stream] })),
             Err(_) => ApiError::overloaded().into_response(),
         }
     }
@@ -201,7 +204,7 @@ pub(super) async fn guard(State(guard): State<Guard>, request: Request, next: Ne
 /// An answer that keeps its places until it is sent or given up.
 struct Held {
     body: Body,
-    _places: (OwnedSemaphorePermit, Option<OwnedSemaphorePermit>),
+    _places: [Option<OwnedSemaphorePermit>; 2],
 }
 
 impl http_body::Body for Held {
@@ -254,14 +257,11 @@ fn check_form(request: &Request) -> Result<(), ApiError> {
 /// For whom the request is, if that is this node.
 fn check_host<'a>(request: &'a Request, hosts: Hosts, names: &[String]) -> Result<&'a str, ApiError> {
     let named = request.headers().get(header::HOST).map(|host| host.to_str().unwrap_or("?"));
-    let Some(host) = named.or_else(|| request.uri().authority().map(http::uri::Authority::as_str)) else {
-        // No browser asks so.
-        return if request.version() < Version::HTTP_11 {
-            Ok("")
-        } else {
-            Err(ApiError::new(StatusCode::BAD_REQUEST, "bad-header", "A request of HTTP/1.1 needs a Host"))
-        };
-    };
+    let named = named.or_else(|| request.uri().authority().map(http::uri::Authority::as_str));
+    if named.is_none() && request.version() >= Version::HTTP_11 {
+        return Err(ApiError::new(StatusCode::BAD_REQUEST, "bad-header", "A request of HTTP/1.1 needs a Host"));
+    }
+    let host = named.unwrap_or_default();
     let bare = host_name(host).trim_start_matches('[').trim_end_matches(']');
     if hosts.allow(host_name(host)) || names.iter().any(|name| name.eq_ignore_ascii_case(bare)) {
         return Ok(host);
@@ -324,7 +324,7 @@ mod tests {
         const LOCAL: (&str, &str) = ("host", "localhost");
         for (version, target, headers, expected) in [
             (Version::HTTP_11, "/init", &[][..], 400),
-            (Version::HTTP_10, "/init", &[], 200),
+            (Version::HTTP_10, "/init", &[], 403),
             (Version::HTTP_11, "/init", &[LOCAL, ("host", "evil.example")], 400),
             (Version::HTTP_11, "/init", &[LOCAL, LOCAL], 400),
             (Version::HTTP_11, "/init", &[LOCAL, ("authorization", "Bearer a"), ("authorization", "Bearer b")], 400),

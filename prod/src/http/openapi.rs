@@ -338,7 +338,7 @@ fn error_example() -> Value {
 
 /// What holds for all of it.
 const CONVENTIONS: &str = "HEAD is there wherever GET is. Repeated slashes and one at the end of a path do not matter. A number with a whole \
-                           value is an integer, however it is written; one beyond 64 bits is refused. Fields that are not here are ignored, \
+                           value is an integer, however it is written; one beyond 64 bits is refused. A number given for a String column comes back as a number. Fields that are not here are ignored, \
                            unless they are nearly one of these.";
 
 /// The document of a node with these endpoints and those of every node.

@@ -120,7 +120,11 @@ async fn one<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
     // A server that closes while its client still sends has its answer thrown away by the network (RFC 9112, section 9.6).
     if phase.lingers() {
         let mut rest = stream.into_inner().take(LINGER_BYTES_MAX);
-        let _ = timeout(settings.read_timeout, tokio::io::copy(&mut rest, &mut tokio::io::sink())).await;
+        let mut nowhere = tokio::io::sink();
+        tokio::select! {
+            _ = timeout(settings.read_timeout, tokio::io::copy(&mut rest, &mut nowhere)) => {}
+            () = ending(&mut stopped) => {}
+        }
     }
     drop(place);
 }

@@ -21,7 +21,7 @@ pub struct Spelled {
 #[must_use]
 pub fn spelled(call: &Call) -> Spelled {
     let body = if call.body.is_null() { String::new() } else { call.body.to_string() };
-    let sum: usize = body.bytes().chain(call.path.bytes()).map(usize::from).sum();
+    let sum = body.bytes().chain(call.path.bytes()).fold(7_u64, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into())) >> 3;
     let plain = Spelled { method: call.method.clone(), path: call.path.clone(), body: body.clone().into() };
     match sum % 8 {
         0 => Spelled { path: format!("/{}", call.path), ..plain },

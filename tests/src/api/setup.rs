@@ -170,6 +170,15 @@ fn what_is_no_request_is_refused_in_json_too() {
         (&long_path, 414, "path-too-long"),
         (&many_headers, 431, "headers-too-large"),
         ("GET /rep HTTP/1.0\r\n\r\n", 403, "forbidden-host"),
+        ("GET /rep HTTP/1.1\r\nConnection: close\r\n\r\n", 400, "bad-header"),
+        ("GET /rep HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\nConnection: close\r\n\r\n", 400, "bad-header"),
+        ("GET http://evil.example/rep HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", 400, "bad-header"),
+        ("POST /write HTTP/1.1\r\nHost: localhost\r\nContent-Length: 18446744073709551615\r\n\r\n", 413, "body-too-large"),
+        (
+            "POST /write HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+            501,
+            "unsupported-encoding",
+        ),
         ("POST /write HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", 400, "bad-body"),
         ("POST /write HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: 99999999\r\n\r\n", 413, "body-too-large"),
     ] {
@@ -190,12 +199,15 @@ fn web_pages_of_others_are_refused() {
         ("Host", "localhost", 200),
         ("Host", "localhost:80", 200),
         ("Host", "[::1]:5000", 200),
+        ("Host", "0.0.0.0:5000", 200),
+        ("Host", "192.168.1.7", 200),
         ("Host", "evil.example", 403),
         ("Origin", own.as_str(), 200),
         ("Origin", "http://evil.example", 403),
         ("Origin", "null", 403),
         ("Sec-Fetch-Site", "none", 200),
         ("Sec-Fetch-Site", "same-origin", 200),
+        ("Sec-Fetch-Site", "same-site", 200),
         ("Sec-Fetch-Site", "cross-site", 403),
     ] {
         let answer = api.ask_with("GET", "/rep", &[(header, value)], &Value::Null);

@@ -46,6 +46,16 @@ pub(crate) fn send(address: &str, method: &str, path: &str, headers: &[(&str, &s
     exchange(address, &[format!("{head}\r\n").as_bytes(), body].concat())
 }
 
+/// All that is said to HEAD, whose answer has the length of a body and no body.
+pub(crate) fn head(address: &str, path: &str) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.write_all(format!("HEAD {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
 /// Sends these bytes and reads until the other end closes.
 pub(crate) fn exchange(address: &str, request: &[u8]) -> Answer {
     let mut stream = TcpStream::connect(address).unwrap();
