@@ -40,6 +40,12 @@ async fn cluster_with_tokens_lets_in_who_shows_one() {
     refused(asked(&mut nobody, Method::POST, "/write", write()).await, StatusCode::UNAUTHORIZED, "unauthorized");
     ok(&mut data, Method::POST, "/write", write()).await;
     let (_, status) = asked(&mut data, Method::GET, "/status", Value::Null).await;
+    let mut read = client(&up.url, dir.path(), Some("read"));
+    refused(asked(&mut read, Method::POST, "/write", write()).await, StatusCode::FORBIDDEN, "forbidden");
+    refused(asked(&mut read, Method::DELETE, "/rm", json!({ "n": 1 })).await, StatusCode::FORBIDDEN, "forbidden");
+    let answer = ok(&mut read, Method::POST, "/read", json!({ "Stud_id": 1 })).await;
+    assert_eq!(answer["data"], json!([row(1, 7)]));
+    assert!(read.send(Method::GET, "/metrics", None).await.unwrap().status.is_success());
 
     // The servers ask for the same ones.
     let server = format!("http://{}", status["health"]["Server0"]["http"].as_str().unwrap());
@@ -60,7 +66,7 @@ async fn cluster_with_tokens_lets_in_who_shows_one() {
     }
     let logs: Vec<_> = std::fs::read_dir(dir.path().join("logs")).unwrap().map(|entry| entry.unwrap().path()).collect();
     assert_eq!(logs.len(), 3);
-    for token in ["tokens/data.token", "tokens/admin.token", "secret"] {
+    for token in ["tokens/read.token", "tokens/data.token", "tokens/admin.token", "secret"] {
         let token = std::fs::read_to_string(dir.path().join(token)).unwrap();
         for log in &logs {
             assert!(!std::fs::read_to_string(log).unwrap().contains(token.trim()), "{} tells a secret", log.display());

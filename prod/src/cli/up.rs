@@ -97,7 +97,7 @@ impl Up {
         if let Some(tokens) = self.choices.serving.access.token_dir(&self.dir) {
             let (admin, data) = (tokens.join("admin.token"), tokens.join("data.token"));
             println!(
-                "each with  -H \"Authorization: Bearer $(cat {})\"; {} is enough to read and write rows.",
+                "each with  -H \"Authorization: Bearer $(cat {})\"; {} is enough to read and write rows, read.token beside it to read and scrape.",
                 admin.display(),
                 data.display()
             );
