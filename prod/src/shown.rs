@@ -1,11 +1,7 @@
 //! Text of others, as it may be shown: to a terminal, in a log, in an answer. A control character could forge a line of a log or steer a
 //! terminal; a text of megabytes would come back as megabytes.
 
-use std::{
-    borrow::Cow,
-    fmt::Write,
-    io::{self, Write as _},
-};
+use std::{borrow::Cow, fmt::Write, io};
 
 /// The most characters of a text that an error repeats. A guess: longer than any good name.
 pub const ECHO_CHARS_MAX: usize = 200;
@@ -87,6 +83,7 @@ impl<W: io::Write> io::Write for Entries<W> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Write as _;
 
     #[test]
     fn what_acts_is_escaped_and_what_is_long_is_cut() {

@@ -127,8 +127,8 @@ impl Up {
         pids
     }
 
-    pub(crate) fn balancer_pid(&self) -> u32 {
-        self.pids(&[" balancer "])[0]
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     pub(crate) fn server_pid(&self, name: &str) -> u32 {

@@ -22,8 +22,8 @@ use tokio::{
     time::{Sleep, sleep},
 };
 
-/// No router answers an error without a body, so this end of a head is hyper's own.
-const HEAD_END: &[u8] = b"content-length: 0\r\n\r\n";
+/// No router answers an error without a body, so a head with this line is hyper's own.
+const NO_BODY: &str = "content-length: 0";
 /// The most headers that hyper reads.
 const HEADERS_MAX: usize = 100;
 
@@ -212,9 +212,15 @@ fn answer(head: &[u8], refusal: &ApiError) -> Vec<u8> {
 
 /// The refusal with a body, if these bytes are one without. `is_small`: what it is for was a head of the usual size.
 fn with_body(bytes: &[u8], is_small: bool) -> Option<Vec<u8>> {
-    let head = bytes.strip_suffix(HEAD_END)?;
-    let status = head.strip_prefix(b"HTTP/1.1 ").or_else(|| head.strip_prefix(b"HTTP/1.0 "))?.get(..3)?;
+    // What begins otherwise is not looked through.
+    let status = bytes.strip_prefix(b"HTTP/1.1 ").or_else(|| bytes.strip_prefix(b"HTTP/1.0 "))?.get(..3)?;
     let status = StatusCode::from_bytes(status).ok().filter(StatusCode::is_client_error)?;
+    let lines = str::from_utf8(bytes.strip_suffix(b"\r\n\r\n")?).ok()?;
+    let lines: Vec<&str> = lines.split("\r\n").collect();
+    if !lines.contains(&NO_BODY) {
+        return None;
+    }
+    let head: String = lines.iter().filter(|line| **line != NO_BODY).flat_map(|line| [line, "\r\n"]).collect();
     let refusal = match status {
         StatusCode::URI_TOO_LONG => ApiError::new(status, "path-too-long", "The path is too long"),
         // So hyper calls a Content-Length beyond 64 bits, too.
@@ -226,7 +232,7 @@ fn with_body(bytes: &[u8], is_small: bool) -> Option<Vec<u8>> {
         StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => ApiError::new(status, "headers-too-large", "The headers are too many or too long"),
         _ => bad_http(status),
     };
-    Some(answer(head, &refusal))
+    Some(answer(head.as_bytes(), &refusal))
 }
 
 impl<S: AsyncWrite + Unpin> Connection<S> {
@@ -317,11 +323,11 @@ mod tests {
 
     #[test]
     fn only_empty_refusals_get_a_body() {
-        let bare = b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+        let bare = b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\ndate: Tue\r\n\r\n";
         let answer = String::from_utf8(with_body(bare, false).unwrap()).unwrap();
         let (head, body) = answer.split_once("\r\n\r\n").unwrap();
         assert!(head.ends_with("\r\ncross-origin-resource-policy: same-origin"), "{head}");
-        assert!(head.starts_with("HTTP/1.1 400 Bad Request\r\nconnection: close\r\n"), "{head}");
+        assert!(head.starts_with("HTTP/1.1 400 Bad Request\r\nconnection: close\r\ndate: Tue\r\n"), "{head}");
         assert!(head.contains(&format!("content-length: {}\r\n", body.len())), "{head}");
         assert_eq!(serde_json::from_str::<serde_json::Value>(body).unwrap()["code"], "bad-http");
         for other in [

@@ -9,7 +9,7 @@ use utoipa::openapi::{
     Schema,
     path::{Operation, OperationBuilder, ParameterBuilder, ParameterIn},
     request_body::RequestBodyBuilder,
-    schema::{ArrayBuilder, ComponentsBuilder, Object, ObjectBuilder, Type},
+    schema::{ArrayBuilder, ComponentsBuilder, Object, ObjectBuilder, SchemaType, Type},
     security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme},
 };
 
@@ -156,7 +156,7 @@ pub(super) const BALANCER: &[Endpoint] = &[
             &["GET", "POST"],
             "Why a shard stands as it does, what it waits for, and where a read goes",
             r#"{"key":2255}"#,
-            r#"{"key":2255,"shard":"sh1","low":0,"high":4095,"epoch":1,"primary_server":"Server0","why_primary":[""],"waits_for":[""],"read":{"server":"Server0","why":""},"replicas":[{"server":"Server0","state":"up","in_flight":0,"is_member":true}],"current":{"epoch":1,"primary":"Server0","members":["Server0"],"write_quorum":1},"pending":null,"status":"success"}"#,
+            r#"{"key":2255,"shard":"sh1","low":0,"high":4095,"epoch":1,"primary_server":"Server0","why_primary":[""],"waits_for":[""],"read":{"server":"Server0","why":""},"replicas":[{"server":"Server0","state":"up","in_flight":0,"is_member":true}],"current":{"epoch":1,"primary":"Server0","members":["Server0"],"write_quorum":1},"pending":{"epoch":2,"primary":"Server0","members":["Server0"],"write_quorum":1},"status":"success"}"#,
             &[504],
         )
     },
@@ -435,12 +435,36 @@ fn errors(endpoint: &Endpoint, needs_token: bool, has_body: bool) -> BTreeSet<u1
     endpoint.errors.iter().chain(&[403, 405, 503]).chain(of_tokens).chain(of_bodies).copied().collect()
 }
 
+fn anything() -> Object {
+    ObjectBuilder::new().schema_type(SchemaType::AnyValue).build()
+}
+
 fn kind(kind: Type) -> Object {
     ObjectBuilder::new().schema_type(kind).build()
 }
 
+/// Fields that are null where there is none of what they name.
+const NULLABLE: &[&str] = &["key", "epoch", "primary_server", "schema", "read", "current", "pending"];
+
+/// The type of a field.
+fn schema_of_field(name: &str, example: &Value) -> Schema {
+    match one_of(name).unwrap_or_else(|| schema_of(example)) {
+        Schema::Object(mut object) if NULLABLE.contains(&name) => {
+            if let SchemaType::Type(kind) = object.schema_type {
+                object.schema_type = SchemaType::from_iter([kind, Type::Null]);
+            }
+            Schema::Object(object)
+        }
+        schema => schema,
+    }
+}
+
 /// The words that a field of this name may have, if only those.
 fn one_of(field: &str) -> Option<Schema> {
+    // Of stage 1 it is an object.
+    if field == "message" {
+        return Some(Schema::Object(anything()));
+    }
     let words: &[&str] = match field {
         "consistency" => &["linearizable", "session", "stale"],
         "on_conflict" => &["replace", "error", "skip"],
@@ -454,19 +478,19 @@ fn one_of(field: &str) -> Option<Schema> {
 fn schema_of(example: &Value) -> Schema {
     match example {
         Value::Object(fields) => {
-            let fields = fields.iter().map(|(name, field)| (name.clone(), one_of(name).unwrap_or_else(|| schema_of(field))));
+            let fields = fields.iter().map(|(name, field)| (name.clone(), schema_of_field(name, field)));
             let object = fields.fold(ObjectBuilder::new().schema_type(Type::Object), |object, (name, field)| object.property(name, field));
             Schema::Object(object.build())
         }
         Value::Array(items) => {
-            let item = items.first().map_or_else(|| Schema::Object(Object::new()), schema_of);
+            let item = items.first().map_or_else(|| Schema::Object(anything()), schema_of);
             Schema::Array(ArrayBuilder::new().items(RefOr::T(item)).build())
         }
         Value::String(_) => Schema::Object(kind(Type::String)),
         Value::Bool(_) => Schema::Object(kind(Type::Boolean)),
         Value::Number(number) if number.is_f64() => Schema::Object(kind(Type::Number)),
         Value::Number(_) => Schema::Object(kind(Type::Integer)),
-        Value::Null => Schema::Object(Object::new()),
+        Value::Null => Schema::Object(anything()),
     }
 }
 

@@ -111,7 +111,7 @@ fn probes_are_answered_when_clients_hold_every_connection() {
 
 #[test]
 fn readiness_is_about_now() {
-    let cluster = Cluster::started_with(&["--stop-grace", "3000"]);
+    let cluster = Cluster::started_with(&["--stop-grace", "1500"]);
     let api = &cluster.api;
     api.ok("POST", "/init", init());
     until(api, "/readyz", 200);
@@ -123,7 +123,7 @@ fn readiness_is_about_now() {
     assert_eq!(api.ask("GET", "/healthz", &Value::Null).status, 200, "it is alive all the same");
     until(api, "/readyz", 200);
     // It says so while it still serves.
-    signal("TERM", &[cluster.up.balancer_pid()]);
+    signal("TERM", &[cluster.up.pid()]);
     let told = until(api, "/readyz", 503);
     assert_eq!(told["message"], "<Error> The node is told to stop");
     assert_eq!(api.ask("GET", "/rep", &Value::Null).status, 200);
