@@ -108,7 +108,7 @@ fn judge(text: &str) -> Judged {
         }
     }
     match text.parse::<f64>() {
-        Ok(value) if value == 0.0 => Judged::Changed("is too small for a number of 64 bits"),
+        Ok(0.0) => Judged::Changed("is too small for a number of 64 bits"),
         Ok(value) if !value.is_finite() => Judged::Changed("is too large for a number of 64 bits"),
         // A whole number beyond 64 bits may be one of a Float, if it is that one to the last digit.
         Ok(value) if exponent >= 0 && significant(&format!("{value:e}")) != (digits, exponent) => Judged::Changed(BEYOND),
