@@ -14,10 +14,11 @@ use tokio::{
 };
 
 /// What one value of JSON takes in memory, beside what stands of it in the body. Measured: 130 bytes in rows of three columns, 70 in a list of
-/// numbers, 230 in objects of one field.
-const VALUE_BYTES: usize = 128;
+/// numbers, 230 in objects of one field. A long text is there
+/// once more beside that.
+pub(super) const VALUE_BYTES: usize = 128;
 
-/// The room for bodies unless another is asked for, in bytes. The largest body with the most values takes 276 MiB. A guess.
+/// The room for bodies unless another is asked for, in bytes. The largest body with the most values takes 308 MiB. A guess.
 pub const BODIES_BYTES_MAX: usize = 384 << 20;
 
 /// The room for bodies.

@@ -1,6 +1,7 @@
 //! JSON to checked values and rows to JSON. Errors name the row and the column.
 
 use super::{
+    bodies::VALUE_BYTES,
     error::ApiError,
     fields,
     numbers::{self, Integers},
@@ -27,6 +28,9 @@ use twinshard_core::{
 /// body of the smallest ones would become sixty times as large.
 const VALUES_MAX: usize = 2_000_000;
 
+/// What a text may have without counting for more than a value.
+const SHORT_TEXT_BYTES: usize = 64;
+
 /// Some programs begin a text with it (RFC 8259, section 8.1: it may be skipped).
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
@@ -35,16 +39,16 @@ pub(super) fn without_mark(body: &[u8]) -> &[u8] {
     body.strip_prefix(BYTE_ORDER_MARK).unwrap_or(body)
 }
 
-/// Reads a body; the number of values in it. A name that stands twice in one object is refused: two servers or two values of a column would
+/// Reads a body; the number of values in it, with what long texts take beyond that of one value each. A name that stands twice in one object is refused: two servers or two values of a column would
 /// silently become one.
 pub(super) fn parse(body: &[u8]) -> Result<(Json, usize), ApiError> {
     let body = without_mark(body);
     let integers = RefCell::new(numbers::look(body, VALUES_MAX)?);
-    let reading = Reading { left: Cell::new(Some(VALUES_MAX)), numbers: Cell::new(0), integers };
+    let reading = Reading { left: Cell::new(Some(VALUES_MAX)), numbers: Cell::new(0), integers, text_bytes: Cell::new(0) };
     let mut deserializer = serde_json::Deserializer::from_slice(body);
     let json = Strict(&reading).deserialize(&mut deserializer).and_then(|json| deserializer.end().map(|()| json));
     match (json, reading.left.get()) {
-        (Ok(json), Some(left)) => Ok((json, VALUES_MAX - left)),
+        (Ok(json), Some(left)) => Ok((json, VALUES_MAX - left + reading.text_bytes.get() / VALUE_BYTES)),
         (Err(error), Some(_)) => Err(ApiError::new(StatusCode::BAD_REQUEST, "bad-json", format!("The body is not JSON: {error}"))),
         (_, None) => {
             let words = format!("The body has more than the {VALUES_MAX} values allowed, counting lists and objects");
@@ -61,6 +65,8 @@ struct Reading {
     numbers: Cell<usize>,
     /// Those that are not what serde_json says.
     integers: RefCell<Integers>,
+    /// The bytes of texts that are not short.
+    text_bytes: Cell<usize>,
 }
 
 /// Reads one value.
@@ -68,6 +74,12 @@ struct Reading {
 struct Strict<'a>(&'a Reading);
 
 impl Strict<'_> {
+    fn text(self, text: &str) {
+        if text.len() > SHORT_TEXT_BYTES {
+            self.0.text_bytes.set(self.0.text_bytes.get() + text.len());
+        }
+    }
+
     /// The next number of the body, if it is an integer that was not read as one.
     fn integer(self) -> Option<i64> {
         let number = self.0.numbers.replace(self.0.numbers.get() + 1);
@@ -123,10 +135,12 @@ impl<'de> Visitor<'de> for Strict<'_> {
     }
 
     fn visit_str<E>(self, value: &str) -> Result<Json, E> {
+        self.text(value);
         Ok(Json::String(value.to_owned()))
     }
 
     fn visit_string<E>(self, value: String) -> Result<Json, E> {
+        self.text(&value);
         Ok(Json::String(value))
     }
 

@@ -339,3 +339,9 @@ fn what_is_repeated_of_a_client_is_short_and_does_nothing() {
         assert!(message.len() < 25_000 && !message.contains(char::is_control), "{} bytes: {:.80}", message.len(), message);
     }
 }
+
+#[test]
+fn long_texts_count_for_what_they_take() {
+    let counted = |text: &str| parse(format!("{{\"a\":\"{text}\"}}").as_bytes()).expect("JSON").1;
+    assert_eq!([counted("x"), counted(&"x".repeat(64)), counted(&"x".repeat(128_000))], [2, 2, 1_002]);
+}
