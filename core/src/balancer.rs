@@ -341,12 +341,12 @@ impl BalancerMachine {
         let Some((version, map)) = self.known.clone() else { return };
         self.dirty |= !matches!(message, ToBalancer::Executed { .. } | ToBalancer::ReadDone { .. } | ToBalancer::Home { .. });
         match message {
-            ToBalancer::Beat { beat, owner, map_version, replicas } => {
+            ToBalancer::Beat { beat, owner, incarnation, follows, map_version, replicas } => {
                 let leads: Vec<_> = replicas
                     .iter()
                     .filter_map(|status| Some((status.replica, status.shard, status.promised, status.lead?, status.lead_progress)))
                     .collect();
-                let beat = Beat { beat, owner, map_version, replicas };
+                let beat = Beat { beat, owner, incarnation, follows, map_version, replicas };
                 let Some(owner) = self.observed.heard(now, from, beat, self.operations_begun) else { return };
                 // What is newer than the map at hand was read by another, or the register went back.
                 self.must_read |= self.told.hear(map_version, self.operations_begun) && map_version > version;
@@ -584,6 +584,16 @@ impl BalancerMachine {
         }
         if let Some(old) = &old {
             self.note_changes(now, old, &map, out);
+        }
+        if self.controlling {
+            // Whoever was recorded waits for this map before it takes part (R26).
+            for (id, record) in &map.servers {
+                let is_new = old.as_ref().and_then(|old| old.servers.get(id)).is_none_or(|old| old.incarnation != record.incarnation);
+                if is_new && record.incarnation.is_some() {
+                    let message = ToServer::Map { version, map: Arc::clone(&map) };
+                    out.push(BalancerEffect::Send { to: *id, message: Message::ToServer(message) });
+                }
+            }
         }
         self.reasons.follow(&map);
         self.drives.follow(&map, now);

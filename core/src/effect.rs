@@ -246,6 +246,11 @@ pub enum Note {
         /// Which.
         server: ServerId,
     },
+    /// A server finds its disk older than the one that the register knows: its replicas are lost.
+    DiskWentBack {
+        /// Which.
+        server: ServerId,
+    },
     /// A suspected server answers again.
     Recovered {
         /// Which.

@@ -68,6 +68,12 @@ id!(
     "o"
 );
 id!(
+    /// One life of a server over its disk: a mark drawn at random when the server opens its log. Unlike an owner number it does not come
+    /// again when an older copy of the disk is put back.
+    Incarnation,
+    "i"
+);
+id!(
     /// The version of the cluster map, 0 before the first write, raised by one by every compare-and-set.
     MapVersion,
     "v"

@@ -4,7 +4,7 @@
 use crate::{
     command::OnConflict,
     config::Configuration,
-    id::{BalancerId, ClusterId, Epoch, ReplicaId, ServerId, SessionId, ShardId},
+    id::{BalancerId, ClusterId, Epoch, Incarnation, ReplicaId, ServerId, SessionId, ShardId},
     schema::Schema,
     value::{Key, KeyRange},
 };
@@ -45,6 +45,9 @@ pub struct ServerRecord {
     pub goal: ServerGoal,
     /// Where it was reached last; `None` before it first ran.
     pub address: Option<Address>,
+    /// The newest life of it that the register knows. A server takes part in nothing before it reads its own here: then no later life of
+    /// its disk was ever recorded (R26).
+    pub incarnation: Option<Incarnation>,
 }
 
 /// A shard.

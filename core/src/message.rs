@@ -4,7 +4,7 @@
 use crate::{
     command::{Entry, Idempotency, Operation, Outcome, RequestId},
     config::Configuration,
-    id::{Epoch, LogIndex, MapVersion, OwnerNumber, Position, ReplicaId, ServerId, ShardId, SnapshotId},
+    id::{Epoch, Incarnation, LogIndex, MapVersion, OwnerNumber, Position, ReplicaId, ServerId, ShardId, SnapshotId},
     map::ClusterMap,
     storage::{LostReason, SnapshotChunk, SnapshotCursor},
     value::{KeyRange, StoredRow},
@@ -12,12 +12,12 @@ use crate::{
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, sync::Arc};
 
-/// Names a request of a node to another; the answer carries it back. Unique within the asking node's life (a server mixes its owner
-/// number in, a balancer has a new id at every start), so that an answer from before a restart meets nothing (R22).
+/// Names a request of a node to another; the answer carries it back. Unique within the asking node's life (a server mixes the mark
+/// of its life in, a balancer has a new id at every start), so that an answer from before a restart meets nothing (R22).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Tag {
-    /// A server's owner number; 0 for a balancer.
-    pub owner: OwnerNumber,
+    /// A server's life; 0 for a balancer.
+    pub life: Incarnation,
     /// Counts up.
     pub number: u64,
 }
@@ -169,6 +169,10 @@ pub enum ToBalancer {
         beat: u64,
         /// Who owns the server's store now; it grows at every opening, so a restart shows.
         owner: OwnerNumber,
+        /// Which life of the server answers. Its disk holds this mark.
+        incarnation: Incarnation,
+        /// The life that the newest map the server has shows as recorded, if its disk has seen that one (R26).
+        follows: Option<Incarnation>,
         /// The newest map the server has.
         map_version: MapVersion,
         /// Its replicas, by id.

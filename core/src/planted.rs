@@ -81,6 +81,12 @@ bugs! {
     LosesItselfAtHigherEpoch = "planted-loses-itself-at-higher-epoch",
     /// R24: the session floor is not kept: an evicted session is taken for a new one.
     ForgetsFloor = "planted-r24-forgets-floor",
+    /// R26: a server takes part before it has read its own life in the register.
+    ServesUnrecorded = "planted-r26-serves-unrecorded",
+    /// R26: a server whose disk is older than the recorded one keeps its replicas.
+    TrustsOlderDisk = "planted-r26-trusts-older-disk",
+    /// R26: the controller records a life whose disk has not seen the recorded one.
+    RecordsAnyLife = "planted-r26-records-any-life",
 }
 
 /// Which bug is planted in a machine, if any.

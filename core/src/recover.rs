@@ -272,7 +272,7 @@ mod tests {
             for id in members {
                 let address = Some(Address { http: "h:1".into(), peer: "h:2".into() });
                 let name = format!("Server{id}").into();
-                map.servers.insert(ServerId(id), ServerRecord { name, number: id, goal: ServerGoal::Run, address });
+                map.servers.insert(ServerId(id), ServerRecord { name, number: id, goal: ServerGoal::Run, address, incarnation: None });
                 let record = ReplicaRecord { shard: SH, server: ServerId(id), stage: ReplicaStage::Ready };
                 map.replicas.insert(ReplicaId(id), record);
                 found.insert(ServerId(id), Found::default());
@@ -377,7 +377,7 @@ mod tests {
         let mut story = Story::serving(3);
         story.replica(1).promised = Epoch(6);
         story.replica(2).promised = Epoch(6);
-        let absent = ServerRecord { name: "Server4".into(), number: 4, goal: ServerGoal::Run, address: None };
+        let absent = ServerRecord { name: "Server4".into(), number: 4, goal: ServerGoal::Run, address: None, incarnation: None };
         for found in story.found.values_mut() {
             let (_, map) = found.map.as_mut().unwrap();
             Arc::make_mut(map).servers.insert(ServerId(4), absent.clone());

@@ -32,7 +32,7 @@ pub(crate) mod tests;
 use crate::{
     config::Configuration,
     effect::Note,
-    id::{Epoch, LogIndex, NodeId, OwnerNumber, ReplicaId, ShardId, StageId},
+    id::{Epoch, Incarnation, LogIndex, NodeId, OwnerNumber, ReplicaId, ShardId, StageId},
     log::Log,
     message::{LeadStage, ReplicaBody, ReplicaMessage, ReplicaStatus, ToBalancer},
     planted::{Bug, Planted},
@@ -116,8 +116,10 @@ const DEEP_ENTRIES: usize = 16;
 pub(crate) struct ReplicaContext {
     /// Limits and times.
     pub(crate) settings: Arc<ServerSettings>,
-    /// The owner number of the store: makes ids unique over restarts (R22).
+    /// The owner number of the store: makes the ids of stages unique over restarts.
     pub(crate) owner: OwnerNumber,
+    /// The mark of the server's life: makes ids unique over restarts (R22).
+    pub(crate) incarnation: Incarnation,
     /// For the simulator.
     pub(crate) planted: Planted,
 }
@@ -496,7 +498,7 @@ impl Replica {
     }
 
     /// Becomes lost, for ever under this id (DESIGN 3).
-    fn lose(&mut self, reason: LostReason) {
+    pub(crate) fn lose(&mut self, reason: LostReason) {
         if self.lost.is_some() {
             return;
         }

@@ -6,6 +6,7 @@
 
 mod inspect;
 mod lifecycle;
+mod lives;
 mod requests;
 
 #[cfg(test)]
@@ -15,15 +16,16 @@ pub use inspect::ReplicaView;
 
 use crate::{
     effect::{Note, ServerEffect, ServerInput},
-    id::{MapVersion, NodeId, OwnerNumber, ReplicaId, ServerId, Token},
+    id::{Epoch, Incarnation, MapVersion, NodeId, OwnerNumber, ReplicaId, ServerId, Token},
     map::ClusterMap,
-    message::{ExecuteResult, Message, ReadRefusal, ReadResult, ReplicaBody, ReplicaMessage, ToBalancer, ToServer},
+    message::{Execute, ExecuteResult, Message, Read, ReadRefusal, ReadResult, ReplicaBody, ReplicaMessage, ToBalancer, ToServer},
     planted::Planted,
     replica::{Replica, ReplicaContext, ReplicaEffect, StorePurpose},
     storage::{LogBatch, LogRecord, Recovered, StoreAnswer, StoreCommand},
     time::{Duration, Instant},
 };
 use lifecycle::{Creating, Removing};
+use lives::Standing;
 use requests::OwnRequests;
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -37,6 +39,8 @@ pub struct ServerConfig {
     pub server: ServerId,
     /// The number that opening the store gave: greater than at every opening before.
     pub owner: OwnerNumber,
+    /// The mark of this life, drawn at random (R26).
+    pub incarnation: Incarnation,
     /// Limits and times.
     pub settings: ServerSettings,
     /// For the simulator.
@@ -139,6 +143,8 @@ enum Written {
     Created(ReplicaId),
     /// The record that it does not any more.
     Removed(ReplicaId),
+    /// The record of the lives of that number.
+    Lives(u64),
 }
 
 /// Who waits for an answer of the row store.
@@ -162,6 +168,7 @@ pub struct ServerMachine {
     now: Instant,
     /// Whether the first step has been made: what opening found is carried on with then.
     started: bool,
+    standing: Standing,
 
     replicas: BTreeMap<ReplicaId, Replica>,
     creating: BTreeMap<ReplicaId, Creating>,
@@ -197,7 +204,12 @@ impl ServerMachine {
     /// A server that has just opened its log and store. Its first step, a `Tick` that is due at once, carries on with what was found.
     #[must_use]
     pub fn open(config: ServerConfig, recovered: Recovered, now: Instant) -> Self {
-        let context = ReplicaContext { settings: Arc::new(config.settings.clone()), owner: config.owner, planted: config.planted };
+        let context = ReplicaContext {
+            settings: Arc::new(config.settings.clone()),
+            owner: config.owner,
+            incarnation: config.incarnation,
+            planted: config.planted,
+        };
         let replicas: BTreeMap<_, _> =
             recovered.replicas.into_iter().map(|(id, replica)| (id, Replica::recover(id, context.clone(), replica))).collect();
         let touched = replicas.keys().copied().collect();
@@ -206,6 +218,7 @@ impl ServerMachine {
             context,
             now,
             started: false,
+            standing: Standing::new(recovered.lives),
             replicas,
             creating: BTreeMap::new(),
             removing: BTreeMap::new(),
@@ -284,6 +297,9 @@ impl ServerMachine {
     }
 
     fn on_replica_message(&mut self, message: ReplicaMessage, out: &mut Vec<ServerEffect>) {
+        if !self.takes_part() {
+            return;
+        }
         let (from, to, epoch) = (message.from, message.to, message.epoch);
         match self.replicas.get_mut(&to) {
             Some(replica) if replica.lost_reason().is_none() => {
@@ -316,13 +332,18 @@ impl ServerMachine {
     fn on_order(&mut self, from: NodeId, message: ToServer, out: &mut Vec<ServerEffect>) {
         let now = self.now;
         match message {
-            ToServer::Heartbeat { beat } => {
-                let map_version = self.map.as_ref().map_or(MapVersion(0), |(version, _)| *version);
-                let replicas = self.replicas.values().map(|replica| replica.status(now)).collect();
-                let owner = self.config.owner;
-                self.answer(from, ToBalancer::Beat { beat, owner, map_version, replicas }, out);
-            }
+            ToServer::Heartbeat { beat } => self.on_heartbeat(from, beat, out),
             ToServer::Map { version, map } => self.on_map(version, map, out),
+            ToServer::Home { tag } => self.answer(from, ToBalancer::Home { tag }, out),
+            ToServer::Execute(Execute { tag, .. }) if !self.takes_part() => {
+                self.answer(from, ToBalancer::Executed { tag, result: ExecuteResult::Busy }, out);
+            }
+            ToServer::Read(Read { tag, .. }) if !self.takes_part() => {
+                let result = ReadResult::Refused { epoch: Epoch(0), reason: ReadRefusal::Busy };
+                self.answer(from, ToBalancer::ReadDone { tag, result }, out);
+            }
+            // They come again.
+            _ if !self.takes_part() => {}
             ToServer::Create { version, owner, replica, shard } => self.on_create(from, version, owner, replica, shard, out),
             ToServer::Retire { replica } => self.on_retire(from, replica, out),
             ToServer::Seal { replica, epoch } => {
@@ -355,7 +376,7 @@ impl ServerMachine {
                 if let Some(replica) = self.touch(execute.replica) {
                     replica.execute(now, from, execute);
                 } else {
-                    let result = ExecuteResult::NotPrimary { epoch: crate::id::Epoch(0), lame: false };
+                    let result = ExecuteResult::NotPrimary { epoch: Epoch(0), lame: false };
                     self.answer(from, ToBalancer::Executed { tag, result }, out);
                 }
             }
@@ -364,12 +385,19 @@ impl ServerMachine {
                 if let Some(replica) = self.touch(read.replica) {
                     replica.read(now, from, read);
                 } else {
-                    let result = ReadResult::Refused { epoch: crate::id::Epoch(0), reason: ReadRefusal::NoSuchReplica };
+                    let result = ReadResult::Refused { epoch: Epoch(0), reason: ReadRefusal::NoSuchReplica };
                     self.answer(from, ToBalancer::ReadDone { tag, result }, out);
                 }
             }
-            ToServer::Home { tag } => self.answer(from, ToBalancer::Home { tag }, out),
         }
+    }
+
+    fn answer_heartbeat(&mut self, from: NodeId, beat: u64, out: &mut Vec<ServerEffect>) {
+        let now = self.now;
+        let map_version = self.map.as_ref().map_or(MapVersion(0), |(version, _)| *version);
+        let replicas = self.replicas.values().map(|replica| replica.status(now)).collect();
+        let (owner, incarnation, follows) = (self.config.owner, self.config.incarnation, self.follows());
+        self.answer(from, ToBalancer::Beat { beat, owner, incarnation, follows, map_version, replicas }, out);
     }
 
     fn on_persisted(&mut self, token: Token, out: &mut Vec<ServerEffect>) {
@@ -386,6 +414,7 @@ impl ServerMachine {
                     }
                     Written::Created(id) => self.on_creation_logged(id, out),
                     Written::Removed(id) => self.on_removal_logged(id, out),
+                    Written::Lives(number) => self.on_lives_logged(number, out),
                 }
             }
         }

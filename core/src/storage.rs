@@ -7,12 +7,15 @@
 
 use crate::{
     command::{Entry, Outcome},
-    id::{Epoch, LogIndex, MapVersion, Position, ReplicaId, SessionId, ShardId, SnapshotId, StageId},
+    id::{Epoch, Incarnation, LogIndex, MapVersion, Position, ReplicaId, SessionId, ShardId, SnapshotId, StageId},
     map::ClusterMap,
     value::{Key, KeyRange, StoredRow},
 };
 use serde::{Deserialize, Serialize};
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 /// One record of the shared log. What it means for the replica's log is given as a rule; [`RecoveredReplica`] is the sum of all.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -74,6 +77,8 @@ pub enum LogRecord {
         /// The replica.
         replica: ReplicaId,
     },
+    /// The lives of the server that its disk has seen. Replaces the one before.
+    Lives(Lives),
     /// The newest cluster map the server has seen. Replaces the one before.
     Map {
         /// Its version.
@@ -96,9 +101,18 @@ impl LogRecord {
             | Self::Reset { replica, .. }
             | Self::Compact { replica, .. }
             | Self::Remove { replica } => Some(*replica),
-            Self::Map { .. } => None,
+            Self::Map { .. } | Self::Lives(_) => None,
         }
     }
+}
+
+/// What a disk knows of the lives of its server (R26).
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Lives {
+    /// The lives since the last one that the register is known to have recorded, that one included; the newest last.
+    pub seen: Vec<Incarnation>,
+    /// Replicas that are lost because the disk was found to be older than the register, until they are removed.
+    pub lost: BTreeSet<ReplicaId>,
 }
 
 /// Records to be made durable together, in order.
@@ -234,6 +248,8 @@ pub enum LostReason {
     RowsBehind,
     /// The store belongs to another cluster, server or replica.
     Foreign,
+    /// The server's disk is older than one that the register knows: what the replica promised and acknowledged since is forgotten (R26).
+    DiskWentBack,
 }
 
 /// What a server finds when it opens its log and store.
@@ -243,6 +259,8 @@ pub struct Recovered {
     pub replicas: BTreeMap<ReplicaId, RecoveredReplica>,
     /// The newest map seen.
     pub map: Option<(MapVersion, Arc<ClusterMap>)>,
+    /// The lives of the server so far.
+    pub lives: Lives,
 }
 
 /// Work for the row store. Work on one replica is done in the order given; each item is answered by one [`StoreAnswer`] under its token.

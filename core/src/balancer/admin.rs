@@ -146,7 +146,7 @@ fn add_server(map: &mut ClusterMap, name: &str) -> ServerId {
     let id = map.counters.server.next();
     map.counters.server = id;
     let number = number_for(map, name);
-    map.servers.insert(id, ServerRecord { name: name.into(), number, goal: ServerGoal::Run, address: None });
+    map.servers.insert(id, ServerRecord { name: name.into(), number, goal: ServerGoal::Run, address: None, incarnation: None });
     id
 }
 

@@ -96,6 +96,11 @@ impl Drives {
         self.planted.has(Bug::IgnoresLame)
     }
 
+    /// A planted bug: a life is recorded although its disk has not seen the one before.
+    pub(crate) fn is_recording_any_life(&self) -> bool {
+        self.planted.has(Bug::RecordsAnyLife)
+    }
+
     /// Whether a seal waits although enough members promised: none of a full set without failed sources.
     pub(crate) fn waits_for_source(&self, shard: ShardId) -> bool {
         self.shards.get(&shard).is_some_and(|drive| {

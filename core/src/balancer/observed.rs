@@ -1,7 +1,7 @@
 //! What one balancer has seen of the servers: who answers, and what their replicas say. Only ever a hint; safety never depends on it.
 
 use crate::{
-    id::{Epoch, MapVersion, OwnerNumber, ReplicaId, ServerId},
+    id::{Epoch, Incarnation, MapVersion, OwnerNumber, ReplicaId, ServerId},
     map::{ClusterMap, ReplicaStage, ServerGoal},
     message::{LeadStage, ReplicaStatus},
     request::Health,
@@ -22,6 +22,10 @@ pub(crate) struct Seen {
     beat: u64,
     /// Who owned its store when it was heard of last.
     owner: Option<OwnerNumber>,
+    /// Which life of it was heard of last.
+    pub(crate) incarnation: Option<Incarnation>,
+    /// The life that its disk has seen and its newest map shows as recorded.
+    pub(crate) follows: Option<Incarnation>,
     /// How many operations on the register had begun when that owner was first heard of.
     owner_at: u64,
     /// Whether the map that is known was shown by an operation begun after that (R17).
@@ -58,6 +62,8 @@ impl Seen {
             expected: now,
             beat: 0,
             owner: None,
+            incarnation: None,
+            follows: None,
             owner_at: 0,
             owner_read: false,
             map_version: MapVersion(0),
@@ -74,6 +80,8 @@ impl Seen {
 pub(crate) struct Beat {
     pub(crate) beat: u64,
     pub(crate) owner: OwnerNumber,
+    pub(crate) incarnation: Incarnation,
+    pub(crate) follows: Option<Incarnation>,
     pub(crate) map_version: MapVersion,
     pub(crate) replicas: Vec<ReplicaStatus>,
 }
@@ -105,6 +113,7 @@ impl Observed {
         seen.heard = Some(now);
         seen.beat = beat.beat;
         seen.unheard_starts = 0;
+        (seen.incarnation, seen.follows) = (Some(beat.incarnation), beat.follows);
         seen.map_version = beat.map_version;
         seen.replicas = beat.replicas.into_iter().map(|status| (status.replica, status)).collect();
         let owner = match seen.owner {
@@ -160,9 +169,15 @@ impl Observed {
         if self.is_alive(server, now) { self.servers.get(&server)?.replicas.get(&replica) } else { None }
     }
 
-    /// Whether the replica can take part: ready, on a server that answers and is not leaving by force, and not lost.
+    /// Whether the life of the server that answers is the one that the register knows (R26): no other one takes part in anything.
+    pub(crate) fn is_recorded(&self, map: &ClusterMap, server: ServerId) -> bool {
+        let seen = self.servers.get(&server).and_then(|seen| seen.incarnation);
+        seen.is_some() && map.servers.get(&server).is_some_and(|record| record.incarnation == seen)
+    }
+
+    /// Whether the replica can take part: ready, on a server that answers, is recorded and is not leaving by force, and not lost.
     pub(crate) fn is_usable(&self, map: &ClusterMap, replica: ReplicaId, now: Instant) -> bool {
-        map.replicas.get(&replica).is_some_and(|record| record.stage == ReplicaStage::Ready)
+        map.replicas.get(&replica).is_some_and(|record| record.stage == ReplicaStage::Ready && self.is_recorded(map, record.server))
             && self.status(map, replica, now).is_some_and(|status| status.lost.is_none())
     }
 

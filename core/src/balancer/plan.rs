@@ -37,6 +37,7 @@ pub(crate) struct Facts<'a> {
 pub(crate) fn next_map(map: &ClusterMap, facts: &Facts<'_>) -> (ClusterMap, BTreeMap<ShardId, Reason>) {
     let mut next = map.clone();
     let mut reasons = BTreeMap::new();
+    lives(&mut next, facts);
     replicas(&mut next, facts);
     let shards: Vec<ShardId> = next.shards.keys().copied().collect();
     for shard in shards {
@@ -50,6 +51,18 @@ pub(crate) fn next_map(map: &ClusterMap, facts: &Facts<'_>) -> (ClusterMap, BTre
 pub(crate) fn write_quorum(settings: &Settings, member_count: usize) -> u32 {
     let members = u32::try_from(member_count).unwrap_or(u32::MAX);
     settings.write_quorum.unwrap_or_else(|| majority(member_count)).clamp(1, members.max(1))
+}
+
+/// Records the life of each server that answers (R26): only if its disk has seen the life that is recorded, so that whoever is recorded
+/// has everything that any recorded life before it promised.
+fn lives(map: &mut ClusterMap, facts: &Facts<'_>) {
+    for (id, record) in &mut map.servers {
+        let Some(seen) = facts.observed.servers.get(id) else { continue };
+        let follows = record.incarnation.is_none() || record.incarnation == seen.follows || facts.drives.is_recording_any_life();
+        if seen.incarnation.is_some() && seen.incarnation != record.incarnation && follows {
+            record.incarnation = seen.incarnation;
+        }
+    }
 }
 
 /// Mints replicas where one is wanted and none lives, marks created ones ready (R17), and lost ones retired.

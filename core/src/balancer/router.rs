@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     effect::{BalancerEffect, Note},
-    id::{Epoch, MapVersion, OwnerNumber, ReplicaId, ServerId, SessionId, ShardId, Token},
+    id::{Epoch, Incarnation, MapVersion, ReplicaId, ServerId, SessionId, ShardId, Token},
     map::ClusterMap,
     message::{Message, Tag, ToBalancer, ToServer},
     request::{Health, Reply, Request, RequestError},
@@ -554,7 +554,7 @@ impl Router {
         leg.tried.insert(server);
         *self.load_counts.entry(server).or_default() += 1;
         *self.request_counts.entry(server).or_default() += 1;
-        let tag = Tag { owner: OwnerNumber(0), number };
+        let tag = Tag { life: Incarnation(0), number };
         out.push(BalancerEffect::Send { to: server, message: Message::ToServer(message(tag)) });
     }
 
@@ -566,7 +566,7 @@ impl Router {
     /// The request that an answer is for, taken out, and the leg. Only the server that was asked can answer, and once.
     fn answered(&mut self, from: ServerId, tag: Tag) -> Option<(Token, Pending, usize)> {
         let copy = *self.tags.get(&tag.number)?;
-        if copy.server != from || tag.owner != OwnerNumber(0) {
+        if copy.server != from || tag.life != Incarnation(0) {
             return None;
         }
         self.forget_copy(tag.number);

@@ -296,7 +296,7 @@ impl Replica {
         };
         self.asking.number += 1;
         // R22: the owner number tells it from every question before a restart, the envelope says which replica asks.
-        let tag = Tag { owner: self.context.owner, number: self.asking.number };
+        let tag = Tag { life: self.context.incarnation, number: self.asking.number };
         let resend_at = now + self.context.settings.resend_after;
         self.asking.asked = Some(Question { tag, reads, resend_at, silence_count: 0 });
         self.send(leader, ReplicaBody::ReadIndex { tag });

@@ -42,6 +42,7 @@ impl ServerMachine {
         self.map = Some((version, map));
         self.map_due.get_or_insert(self.now + self.context.settings.map_persist_after);
         self.learn_directory();
+        self.judge_life(out);
         self.find_missing(out);
         self.hear_current();
     }

@@ -122,15 +122,16 @@ impl ServerMachine {
                 self.own.minted_count += 1;
                 let minted = self.own.minted_count;
                 let idempotency = idempotency.unwrap_or_else(|| Idempotency {
-                    // A key of our own makes every attempt the same command. It must never come again: the owner number tells it from
-                    // those before a restart, the time from those before a disk was lost and the numbers began anew.
-                    key: format!("~{}.{}.{minted}.{}", self.id(), self.config.owner, self.now.0).into(),
+                    // A key of our own makes every attempt the same command. It must never come again: the mark of this
+                    // life tells it from those of others.
+                    key: format!("~{}.{}.{minted}", self.id(), self.config.incarnation).into(),
                     body_hash: 0,
                 });
                 let kind = self.check_keys(&shard, &operations).map(|()| Kind::Write { operations: Arc::new(operations), idempotency });
                 (shard, kind)
             }
         };
+        let kind = kind.and_then(|kind| if self.takes_part() { Ok(kind) } else { Err(RequestError::ShardUnavailable(name.clone())) });
         let accepted = kind.and_then(|kind| self.shard_named(&name).map(|shard| (shard, kind))).and_then(|accepted| {
             let full = self.own.requests.len() >= self.context.settings.requests_max;
             if full { Err(RequestError::Overloaded) } else { Ok(accepted) }
@@ -176,7 +177,7 @@ impl ServerMachine {
         self.own.set_due(token, retry_at);
         let Some(OwnRequest { shard, kind, .. }) = self.own.requests.get(&token).cloned() else { return };
         let own = NodeId::Server(self.id());
-        let owner = self.config.owner;
+        let life = self.config.incarnation;
         let current = self.current(shard);
         match kind {
             Kind::Read { range, limit, consistency } => {
@@ -189,7 +190,7 @@ impl ServerMachine {
                     Consistency::Session(seen) => Freshness::AtLeast(seen.get(&shard).copied().unwrap_or_default()),
                     Consistency::Stale => Freshness::Any,
                 };
-                let tag = Tag { owner, number: self.own.tag(token) };
+                let tag = Tag { life, number: self.own.tag(token) };
                 let now = self.now;
                 if let Some(reader) = self.touch(replica) {
                     reader.read(now, own, Read { tag, replica, range, limit, freshness });
@@ -198,7 +199,7 @@ impl ServerMachine {
             Kind::Write { operations, idempotency } => {
                 let Some(config) = current else { return };
                 let Some(server) = self.directory.get(&config.primary).copied() else { return };
-                let tag = Tag { owner, number: self.own.tag(token) };
+                let tag = Tag { life, number: self.own.tag(token) };
                 let (replica, epoch) = (config.primary, config.epoch);
                 let execute = Execute { tag, replica, epoch, request: None, idempotency: Some(idempotency), operations };
                 if server == self.id() {
@@ -220,7 +221,7 @@ impl ServerMachine {
     }
 
     pub(super) fn on_own_executed(&mut self, tag: Tag, result: ExecuteResult, out: &mut Vec<ServerEffect>) {
-        if tag.owner != self.config.owner {
+        if tag.life != self.config.incarnation {
             return; // An answer to the server before its restart (R22).
         }
         match result {

@@ -18,7 +18,7 @@ use std::collections::{BTreeMap, BTreeSet};
 /// A map with one shard of 1,000 keys, whose replicas are in the given stages.
 fn map(stages: &[(u64, ReplicaStage)]) -> ClusterMap {
     let members: Vec<u64> = stages.iter().map(|(id, _)| *id).collect();
-    let server = |name: &str| ServerRecord { name: name.into(), number: 0, goal: ServerGoal::Run, address: None };
+    let server = |name: &str| ServerRecord { name: name.into(), number: 0, goal: ServerGoal::Run, address: None, incarnation: None };
     let record = ShardRecord {
         name: "sh1".into(),
         low: Key(0),
@@ -195,7 +195,7 @@ fn a_beat_tells_owner_map_and_replicas() {
     world.map(1, 3, ready(3));
     world.inbox.clear();
     world.order(server(1), ToServer::Heartbeat { beat: 8 });
-    let Some((_, ToBalancer::Beat { beat, owner, map_version, replicas })) = world.inbox.first() else { panic!("no beat") };
+    let Some((_, ToBalancer::Beat { beat, owner, map_version, replicas, .. })) = world.inbox.first() else { panic!("no beat") };
     assert_eq!((*beat, *owner, *map_version, replicas.len()), (8, world.owner(1), MapVersion(3), 1));
     assert_eq!((replicas[0].commit, replicas[0].applied, replicas[0].lead), (LogIndex(2), LogIndex(2), Some(LeadStage::Active)));
 }

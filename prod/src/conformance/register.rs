@@ -133,7 +133,8 @@ fn a_large_map_comes_back<V: Venue>(venue: &mut V) -> Result<(), String> {
     for id in 1..=SERVERS_MAX as u64 {
         let address = Address { http: "[2001:db8::1]:65535".into(), peer: "[2001:db8::1]:65534".into() };
         let name = format!("{id:x<63}").into();
-        map.servers.insert(ServerId(id), ServerRecord { name, number: id, goal: ServerGoal::Run, address: Some(address) });
+        map.servers
+            .insert(ServerId(id), ServerRecord { name, number: id, goal: ServerGoal::Run, address: Some(address), incarnation: None });
     }
     for id in 1..=60_000 {
         let record = ReplicaRecord { shard: ShardId(id / 3), server: ServerId(id % 1_000), stage: ReplicaStage::Ready };

@@ -214,7 +214,7 @@ impl<N: Network> World<N> {
     fn write(&mut self, number: u64) {
         let row = Row { key: Key(i64::try_from(number).expect("small")), values: vec![Value::Text("x".into())] };
         self.tell(ToServer::Execute(Execute {
-            tag: Tag { owner: OwnerNumber(0), number },
+            tag: Tag { life: Incarnation(0), number },
             replica: REPLICA,
             epoch: Epoch(1),
             request: Some(RequestId { session: SessionId(1), number, lowest: 1 }),
@@ -233,7 +233,7 @@ fn map(peer: &str) -> ClusterMap {
     let column = |name: &str, dtype| Column { name: name.into(), dtype };
     map.schema = Schema::new(vec![column("id", ColumnType::Number), column("name", ColumnType::String)]).ok();
     let address = Some(Address { http: "nowhere:1".into(), peer: peer.into() });
-    map.servers.insert(SERVER, ServerRecord { name: "S1".into(), number: 1, goal: ServerGoal::Run, address });
+    map.servers.insert(SERVER, ServerRecord { name: "S1".into(), number: 1, goal: ServerGoal::Run, address, incarnation: None });
     map.shards.insert(
         ShardId(1),
         ShardRecord {

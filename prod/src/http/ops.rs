@@ -296,8 +296,10 @@ mod tests {
         let mut map = ClusterMap::default();
         for number in 1..=4 {
             let server = ServerId(number);
-            map.servers
-                .insert(server, ServerRecord { name: format!("Server{number}").into(), number, goal: ServerGoal::Run, address: None });
+            map.servers.insert(
+                server,
+                ServerRecord { name: format!("Server{number}").into(), number, goal: ServerGoal::Run, address: None, incarnation: None },
+            );
             let replica = ReplicaRecord { shard: ShardId(1), server, stage: ReplicaStage::Ready };
             map.replicas.insert(ReplicaId(number), replica);
         }

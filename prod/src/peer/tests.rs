@@ -32,8 +32,10 @@ fn map(version: u64, servers: &[(u64, &str)]) -> (MapVersion, Arc<ClusterMap>) {
     let mut map = ClusterMap { cluster: CLUSTER, ..ClusterMap::default() };
     for (number, peer) in servers {
         let address = Some(Address { http: "nowhere:1".into(), peer: (*peer).into() });
-        map.servers
-            .insert(ServerId(*number), ServerRecord { name: format!("S{number}").into(), number: *number, goal: ServerGoal::Run, address });
+        map.servers.insert(
+            ServerId(*number),
+            ServerRecord { name: format!("S{number}").into(), number: *number, goal: ServerGoal::Run, address, incarnation: None },
+        );
     }
     (MapVersion(version), Arc::new(map))
 }

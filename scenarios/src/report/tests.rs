@@ -41,7 +41,8 @@ const MS: u64 = 1_000_000;
 fn map() -> ClusterMap {
     let mut map = ClusterMap::default();
     for number in 0..3 {
-        let record = ServerRecord { name: format!("Server{number}").into(), number, goal: ServerGoal::Run, address: None };
+        let record =
+            ServerRecord { name: format!("Server{number}").into(), number, goal: ServerGoal::Run, address: None, incarnation: None };
         map.servers.insert(ServerId(number + 1), record);
         let replica = ReplicaRecord { shard: ShardId(1), server: ServerId(number + 1), stage: ReplicaStage::Ready };
         map.replicas.insert(ReplicaId(number + 1), replica);

@@ -3,7 +3,7 @@
 use super::*;
 use crate::{
     balancer::observed::{Beat, Seen},
-    id::{Epoch, LogIndex, MapVersion, OwnerNumber, Position},
+    id::{Epoch, Incarnation, LogIndex, MapVersion, OwnerNumber, Position},
     map::{Address, ServerRecord},
     message::ReplicaStatus,
     planted::Planted,
@@ -115,7 +115,13 @@ impl Story {
 
     fn server(&mut self, server: ServerId) {
         let address = Some(Address { http: "h:1".into(), peer: "h:2".into() });
-        let record = ServerRecord { name: format!("Server{}", server.0).into(), number: server.0, goal: ServerGoal::Run, address };
+        let record = ServerRecord {
+            name: format!("Server{}", server.0).into(),
+            number: server.0,
+            goal: ServerGoal::Run,
+            address,
+            incarnation: Some(Incarnation(1)),
+        };
         self.map.servers.insert(server, record);
         self.map.counters.server = self.map.counters.server.max(server);
         self.observed.servers.insert(server, Seen::new(self.now));
@@ -168,7 +174,14 @@ impl Story {
                     .filter(|(id, _)| self.map.server_of(**id) == Some(*server))
                     .map(|(_, status)| status.clone())
                     .collect();
-                let beat = Beat { beat: self.beat, owner: OwnerNumber(1), map_version: MapVersion(1), replicas };
+                let beat = Beat {
+                    beat: self.beat,
+                    owner: OwnerNumber(1),
+                    incarnation: Incarnation(1),
+                    follows: None,
+                    map_version: MapVersion(1),
+                    replicas,
+                };
                 self.observed.heard(self.now, *server, beat, 0);
             }
             if self.now == end {

@@ -37,7 +37,13 @@ fn cluster() -> ClusterMap {
         ..ClusterMap::default()
     };
     for server in 1..=3 {
-        let record = ServerRecord { name: format!("Server{server}").into(), number: server, goal: ServerGoal::Run, address: None };
+        let record = ServerRecord {
+            name: format!("Server{server}").into(),
+            number: server,
+            goal: ServerGoal::Run,
+            address: None,
+            incarnation: None,
+        };
         map.servers.insert(ServerId(server), record);
     }
     for (shard, low) in [(1, 0), (2, 200), (3, 300)] {

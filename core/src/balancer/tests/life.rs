@@ -1,7 +1,12 @@
 //! A balancer's own life: its id, its session, the controller's role, its pauses.
 
 use super::world::*;
-use crate::{balancer::*, id::OwnerNumber, map::ControllerHint, message::ToBalancer};
+use crate::{
+    balancer::*,
+    id::{Incarnation, OwnerNumber},
+    map::ControllerHint,
+    message::ToBalancer,
+};
 
 #[test]
 fn cluster_lives_through_init_add_move_remove_and_teardown() {
@@ -200,7 +205,14 @@ fn beat_that_is_older_than_the_last_is_ignored() {
     let asked = world.ask(A, Request::Status { fresh: false });
     let [Reply::Status(before)] = &world.replies(asked)[..] else { panic!() };
     let owner = world.servers[&S2].owner;
-    let old = |owner| ToBalancer::Beat { beat: 1, owner, map_version: MapVersion(0), replicas: vec![] };
+    let old = |owner| ToBalancer::Beat {
+        beat: 1,
+        owner,
+        incarnation: Incarnation(owner.0),
+        follows: None,
+        map_version: MapVersion(0),
+        replicas: vec![],
+    };
     world.forget();
     world.tell(A, S2, old(owner));
     world.tell(A, S2, old(OwnerNumber(99)));
@@ -211,7 +223,18 @@ fn beat_that_is_older_than_the_last_is_ignored() {
     assert_eq!((after.servers.len(), after.servers[&S2].respawn_count), (3, before.servers[&S2].respawn_count));
     assert!(world.sent(A, |message| matches!(message, ToServer::Map { .. })).is_empty());
     // The newest counts, and shows that the server runs anew.
-    world.tell(A, S2, ToBalancer::Beat { beat: 1_000_000, owner: OwnerNumber(99), map_version: MapVersion(0), replicas: vec![] });
+    world.tell(
+        A,
+        S2,
+        ToBalancer::Beat {
+            beat: 1_000_000,
+            owner: OwnerNumber(99),
+            incarnation: Incarnation(99),
+            follows: None,
+            map_version: MapVersion(0),
+            replicas: vec![],
+        },
+    );
     let asked = world.ask(A, Request::Status { fresh: false });
     let [Reply::Status(after)] = &world.replies(asked)[..] else { panic!() };
     assert!(after.servers[&S2].replicas.is_empty());

@@ -1,7 +1,14 @@
 //! The register that loses answers, is away or is changed by others: what a balancer says follows from what it has read back (R10, R17).
 
 use super::world::*;
-use crate::{balancer::*, id::OwnerNumber, map::ReplicaStage, message::ToBalancer, request::Consistency, value::KeyRange};
+use crate::{
+    balancer::*,
+    id::{Incarnation, OwnerNumber},
+    map::ReplicaStage,
+    message::ToBalancer,
+    request::Consistency,
+    value::KeyRange,
+};
 
 fn creates(message: &ToServer) -> bool {
     matches!(message, ToServer::Create { .. })
@@ -204,7 +211,18 @@ fn balancer_that_does_not_control_follows_the_map() {
     world.run(700);
     assert_eq!(world.nodes[B].machine.map().unwrap().1.settings.write_quorum, Some(3));
     // It tells servers of it, but does nothing about it.
-    world.tell(B, S1, ToBalancer::Beat { beat: 1_000_000, owner: OwnerNumber(1), map_version: MapVersion(1), replicas: vec![] });
+    world.tell(
+        B,
+        S1,
+        ToBalancer::Beat {
+            beat: 1_000_000,
+            owner: OwnerNumber(1),
+            incarnation: Incarnation(1),
+            follows: None,
+            map_version: MapVersion(1),
+            replicas: vec![],
+        },
+    );
     let told = world.sent(B, |message| matches!(message, ToServer::Map { .. }));
     assert!(told.iter().any(|(to, _)| *to == S1));
 }
@@ -287,7 +305,18 @@ fn register_that_went_back_under_its_controller_is_found_by_reading_it_again() {
     world.nodes[A].holds = true;
     world.run(1_500);
     assert!(world.operations(A).ends_with('c'));
-    world.tell(A, S1, ToBalancer::Beat { beat: 1_000_000, owner: OwnerNumber(1), map_version: later, replicas: vec![] });
+    world.tell(
+        A,
+        S1,
+        ToBalancer::Beat {
+            beat: 1_000_000,
+            owner: OwnerNumber(1),
+            incarnation: Incarnation(1),
+            follows: None,
+            map_version: later,
+            replicas: vec![],
+        },
+    );
     world.release_one(A);
     assert_eq!(went_back(&world, A), [], "it was under way when the server spoke");
     world.release(A);

@@ -4,7 +4,7 @@
 use super::super::*;
 use crate::{
     effect::{ProvisionAnswer, ProvisionCommand},
-    id::{Epoch, LogIndex, OwnerNumber, Position, ReplicaId, ShardId},
+    id::{Epoch, Incarnation, LogIndex, OwnerNumber, Position, ReplicaId, ShardId},
     map::{Address, ReplicaStage, ServerGoal},
     message::{LeadStage, ReplicaStatus},
     request::{NewServer, NewShard},
@@ -60,6 +60,8 @@ pub(super) struct Server {
     pub(super) deaf: bool,
     pub(super) owner: OwnerNumber,
     pub(super) map_version: MapVersion,
+    /// The life that the newest map shows as recorded: its disk has seen all of them.
+    pub(super) recorded: Option<Incarnation>,
     pub(super) replicas: BTreeMap<ReplicaId, ReplicaStatus>,
 }
 
@@ -398,10 +400,16 @@ impl World {
         let answer = match message {
             ToServer::Heartbeat { beat } => {
                 let replicas = server.replicas.values().cloned().collect();
-                ToBalancer::Beat { beat, owner: server.owner, map_version: server.map_version, replicas }
+                {
+                    let (owner, incarnation) = (server.owner, Incarnation(server.owner.0));
+                    ToBalancer::Beat { beat, owner, incarnation, follows: server.recorded, map_version: server.map_version, replicas }
+                }
             }
-            ToServer::Map { version, .. } => {
-                server.map_version = server.map_version.max(version);
+            ToServer::Map { version, map } => {
+                if version > server.map_version {
+                    server.map_version = version;
+                    server.recorded = map.servers.get(&to).and_then(|record| record.incarnation);
+                }
                 return;
             }
             ToServer::Create { replica, shard, .. } => {

@@ -5,7 +5,7 @@ use super::{
     world::{World, config},
 };
 use crate::{
-    id::{Epoch, LogIndex, OwnerNumber, Position},
+    id::{Epoch, Incarnation, LogIndex, Position},
     message::{Freshness, ReadRefusal, ReadResult, ReplicaBody, Tag},
 };
 
@@ -129,10 +129,10 @@ fn an_answer_from_before_a_restart_meets_no_later_read() {
     world.restart(2);
     world.run(200);
     let tag = world.read(2, Freshness::Linearizable(Epoch(1)));
-    let old = Tag { owner: OwnerNumber(1), number: 1 };
+    let old = Tag { life: Incarnation(1), number: 1 };
     world.say(1, 2, 1, ReplicaBody::ReadIndexIs { tag: old, index: Some(LogIndex(1)) });
     assert_eq!(world.read_result(tag), None, "R22");
-    let new = Tag { owner: OwnerNumber(2), number: 1 };
+    let new = Tag { life: Incarnation(2), number: 1 };
     world.say(1, 2, 1, ReplicaBody::ReadIndexIs { tag: new, index: Some(LogIndex(1)) });
     assert!(world.keys(tag).is_some());
 }

@@ -5,7 +5,7 @@ use super::{
     world::{SHARD, World, config, replica, small_settings},
 };
 use crate::{
-    id::{Epoch, LogIndex, OwnerNumber, Position},
+    id::{Epoch, Incarnation, LogIndex, Position},
     message::{ExecuteResult, LeadStage, ReplicaBody, Tag},
     planted::Planted,
     server::ServerSettings,
@@ -259,7 +259,7 @@ fn a_member_that_asks_and_does_not_hear_is_said_to_be_unreached() {
     let mut world = World::serving(3);
     world.cut(3);
     for number in 0..20 {
-        world.say(3, 1, 1, ReplicaBody::ReadIndex { tag: Tag { owner: OwnerNumber(9), number } });
+        world.say(3, 1, 1, ReplicaBody::ReadIndex { tag: Tag { life: Incarnation(9), number } });
         world.run(100);
     }
     assert_eq!(world.status(1).unreached, [replica(3)]);

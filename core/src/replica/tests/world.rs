@@ -5,8 +5,8 @@ use crate::{
     config::Configuration,
     effect::{Note, ServerEffect, ServerInput},
     id::{
-        BalancerId, Epoch, LogIndex, MapVersion, NodeId, OwnerNumber, Position, ReplicaId, ServerId, SessionId, ShardId, SnapshotId,
-        StageId, Token,
+        BalancerId, Epoch, Incarnation, LogIndex, MapVersion, NodeId, OwnerNumber, Position, ReplicaId, ServerId, SessionId, ShardId,
+        SnapshotId, StageId, Token,
     },
     map::ClusterMap,
     message::{
@@ -211,8 +211,16 @@ impl World {
             rows.snapshots.clear();
         }
         let recovered = recover(&mut node.disk);
-        let config = ServerConfig { server: server(id), owner: node.owner, settings: self.settings.clone(), planted: self.planted };
-        node.machine = Some(ServerMachine::open(config, recovered, self.now));
+        let config = ServerConfig {
+            server: server(id),
+            owner: node.owner,
+            incarnation: Incarnation(node.owner.0),
+            settings: self.settings.clone(),
+            planted: self.planted,
+        };
+        let mut machine = ServerMachine::open(config, recovered, self.now);
+        machine.take_part();
+        node.machine = Some(machine);
         self.input(server(id), ServerInput::Tick);
     }
 
@@ -444,7 +452,7 @@ impl World {
 
     fn tag(&mut self) -> Tag {
         self.next_tag += 1;
-        Tag { owner: OwnerNumber(0), number: self.next_tag }
+        Tag { life: Incarnation(0), number: self.next_tag }
     }
 
     // ---- running ------------------------------------------------------------------------------------------------------------
@@ -624,6 +632,7 @@ fn recover(disk: &mut Disk) -> Recovered {
             LogRecord::Remove { replica } => {
                 recovered.replicas.remove(replica);
             }
+            LogRecord::Lives(lives) => recovered.lives = lives.clone(),
             LogRecord::Map { version, map } => recovered.map = Some((*version, Arc::clone(map))),
             LogRecord::Promise { replica, epoch } => {
                 let state = recovered.replicas.get_mut(replica).expect("a replica");

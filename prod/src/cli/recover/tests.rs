@@ -14,7 +14,7 @@ const SERVER: ServerId = ServerId(1);
 fn map() -> ClusterMap {
     let mut map = ClusterMap { cluster: CLUSTER, ..ClusterMap::default() };
     let address = Some(Address { http: "h:1".into(), peer: "h:2".into() });
-    map.servers.insert(SERVER, ServerRecord { name: "Server0".into(), number: 0, goal: ServerGoal::Run, address });
+    map.servers.insert(SERVER, ServerRecord { name: "Server0".into(), number: 0, goal: ServerGoal::Run, address, incarnation: None });
     map.replicas.insert(ReplicaId(1), ReplicaRecord { shard: ShardId(1), server: SERVER, stage: ReplicaStage::Ready });
     let (current, pending, wanted_primary) = (None, None, None);
     let shard = ShardRecord { name: "sh1".into(), low: Key(0), size: 10, current, pending, placement: [SERVER].into(), wanted_primary };

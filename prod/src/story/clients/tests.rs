@@ -13,7 +13,10 @@ fn map() -> ClusterMap {
     let mut map = ClusterMap::default();
     for number in 1..=2 {
         let server = ServerId(number);
-        map.servers.insert(server, ServerRecord { name: format!("Server{number}").into(), number, goal: ServerGoal::Run, address: None });
+        map.servers.insert(
+            server,
+            ServerRecord { name: format!("Server{number}").into(), number, goal: ServerGoal::Run, address: None, incarnation: None },
+        );
         map.replicas.insert(ReplicaId(number), ReplicaRecord { shard: ShardId(1), server, stage: ReplicaStage::Ready });
     }
     let members = BTreeSet::from([ReplicaId(1), ReplicaId(2)]);

@@ -100,7 +100,7 @@ fn lowest_rises_only_past_answered_and_given_up_numbers() {
         world.pass(1);
     }
     // 2 is answered: 1 still holds the lowest down.
-    let tag = Tag { owner: OwnerNumber(0), number: 2 };
+    let tag = Tag { life: Incarnation(0), number: 2 };
     world.executed(S1, tag, done(2));
     world.replies.clear();
     world.write(4, &[5]);
@@ -350,8 +350,8 @@ fn answers_count_once_from_whom_was_asked_and_to_the_question() {
     world.write(1, &[5]);
     let (_, sent) = world.command();
     world.executed(S2, sent.tag, done(1));
-    world.executed(S1, Tag { owner: OwnerNumber(3), number: sent.tag.number }, done(1));
-    world.executed(S1, Tag { owner: OwnerNumber(0), number: 99 }, done(1));
+    world.executed(S1, Tag { life: Incarnation(3), number: sent.tag.number }, done(1));
+    world.executed(S1, Tag { life: Incarnation(0), number: 99 }, done(1));
     world.page(S1, sent.tag, &[5], false);
     world.answer(S1, ToBalancer::Home { tag: sent.tag });
     assert!(world.is_quiet());

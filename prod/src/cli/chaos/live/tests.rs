@@ -28,7 +28,7 @@ fn told(events: &[(u64, u64, Note)], map: Option<ClusterMap>) -> Told {
 fn map(replica: u64) -> ClusterMap {
     let mut map = ClusterMap::default();
     let server = ServerId(1);
-    map.servers.insert(server, ServerRecord { name: "Server0".into(), number: 1, goal: ServerGoal::Run, address: None });
+    map.servers.insert(server, ServerRecord { name: "Server0".into(), number: 1, goal: ServerGoal::Run, address: None, incarnation: None });
     map.replicas.insert(ReplicaId(replica), ReplicaRecord { shard: ShardId(1), server, stage: ReplicaStage::Ready });
     map
 }
