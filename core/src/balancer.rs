@@ -37,7 +37,7 @@ use crate::{
 };
 use admin::Goal;
 use drive::Drives;
-use observed::{Beat, Observed, Owner, Seen};
+use observed::{Beat, Life, Observed, Seen};
 use parked::Parked;
 use provisions::Provision;
 use reasons::Reasons;
@@ -341,20 +341,20 @@ impl BalancerMachine {
         let Some((version, map)) = self.known.clone() else { return };
         self.dirty |= !matches!(message, ToBalancer::Executed { .. } | ToBalancer::ReadDone { .. } | ToBalancer::Home { .. });
         match message {
-            ToBalancer::Beat { beat, owner, incarnation, follows, map_version, replicas } => {
+            ToBalancer::Beat { beat, incarnation, follows, map_version, replicas } => {
                 let leads: Vec<_> = replicas
                     .iter()
                     .filter_map(|status| Some((status.replica, status.shard, status.promised, status.lead?, status.lead_progress)))
                     .collect();
-                let beat = Beat { beat, owner, incarnation, follows, map_version, replicas };
-                let Some(owner) = self.observed.heard(now, from, beat, self.operations_begun) else { return };
+                let beat = Beat { beat, incarnation, follows, map_version, replicas };
+                let Some(life) = self.observed.heard(now, from, beat, self.operations_begun) else { return };
                 // What is newer than the map at hand was read by another, or the register went back.
                 self.must_read |= self.told.hear(map_version, self.operations_begun) && map_version > version;
-                if owner != Owner::Same {
-                    if owner == Owner::Another {
+                if life != Life::Same {
+                    if life == Life::Another {
                         self.runs_anew(from, out);
                     }
-                    // Nothing is created for an owner before the map was read since (R17).
+                    // Nothing is created for it before the map was read since (R17).
                     self.must_read |= self.controlling;
                 }
                 for (replica, shard, epoch, lead, progress) in leads {

@@ -4,7 +4,7 @@
 use crate::{
     command::{Entry, Idempotency, Operation, Outcome, RequestId},
     config::Configuration,
-    id::{Epoch, Incarnation, LogIndex, MapVersion, OwnerNumber, Position, ReplicaId, ServerId, ShardId, SnapshotId},
+    id::{Epoch, Incarnation, LogIndex, MapVersion, Position, ReplicaId, ServerId, ShardId, SnapshotId},
     map::ClusterMap,
     storage::{LostReason, SnapshotChunk, SnapshotCursor},
     value::{KeyRange, StoredRow},
@@ -49,12 +49,12 @@ pub enum ToServer {
         map: Arc<ClusterMap>,
     },
     /// Create this replica, empty, if it never existed here and `version` of the map, which has it as Minted, was written by the
-    /// register (R17). `owner` is the owner number the server reported: a server opened since then ignores the message.
+    /// register (R17). `incarnation` is the life of the server that reported: a server opened since then ignores the message.
     Create {
         /// The map version that was read back.
         version: MapVersion,
-        /// Who owned the store then.
-        owner: OwnerNumber,
+        /// The life that answered then.
+        incarnation: Incarnation,
         /// The new replica.
         replica: ReplicaId,
         /// Its shard.
@@ -167,9 +167,7 @@ pub enum ToBalancer {
     Beat {
         /// Of which.
         beat: u64,
-        /// Who owns the server's store now; it grows at every opening, so a restart shows.
-        owner: OwnerNumber,
-        /// Which life of the server answers. Its disk holds this mark.
+        /// Which life of the server answers: another one at every opening, so a restart shows. Its disk holds this mark.
         incarnation: Incarnation,
         /// The life that the newest map the server has shows as recorded, if its disk has seen that one (R26).
         follows: Option<Incarnation>,

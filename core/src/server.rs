@@ -344,7 +344,7 @@ impl ServerMachine {
             }
             // They come again.
             _ if !self.takes_part() => {}
-            ToServer::Create { version, owner, replica, shard } => self.on_create(from, version, owner, replica, shard, out),
+            ToServer::Create { version, incarnation, replica, shard } => self.on_create(from, version, incarnation, replica, shard, out),
             ToServer::Retire { replica } => self.on_retire(from, replica, out),
             ToServer::Seal { replica, epoch } => {
                 if let Some(sealed) = self.touch(replica) {
@@ -396,8 +396,8 @@ impl ServerMachine {
         let now = self.now;
         let map_version = self.map.as_ref().map_or(MapVersion(0), |(version, _)| *version);
         let replicas = self.replicas.values().map(|replica| replica.status(now)).collect();
-        let (owner, incarnation, follows) = (self.config.owner, self.config.incarnation, self.follows());
-        self.answer(from, ToBalancer::Beat { beat, owner, incarnation, follows, map_version, replicas }, out);
+        let (incarnation, follows) = (self.config.incarnation, self.follows());
+        self.answer(from, ToBalancer::Beat { beat, incarnation, follows, map_version, replicas }, out);
     }
 
     fn on_persisted(&mut self, token: Token, out: &mut Vec<ServerEffect>) {

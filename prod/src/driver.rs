@@ -115,6 +115,11 @@ impl Notes {
         match note {
             Note::Dropped { reason } => tracing::debug!(node = %name, %reason, "message dropped"),
             Note::Suspected { server } => tracing::warn!(node = %name, %server, "server suspected"),
+            Note::DiskWentBack { server } => tracing::error!(
+                node = %name,
+                %server,
+                "the disk of this server is older than the one that the register knows: its replicas are lost, and are made anew from others"
+            ),
             Note::Recovered { server } => tracing::info!(node = %name, %server, "server answers again"),
             Note::Respawning { server } => tracing::warn!(node = %name, %server, "server taken for dead: respawning"),
             Note::Restarted { server } => tracing::info!(node = %name, %server, "server runs anew"),

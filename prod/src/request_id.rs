@@ -114,10 +114,10 @@ struct Exchange(NodeId, Tag);
 
 impl fmt::Display for Exchange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self(node, Tag { owner, number }) = self;
+        let Self(node, Tag { life, number }) = self;
         match node {
             NodeId::Balancer(balancer) => write!(f, "{balancer}/{number}"),
-            NodeId::Server(server) => write!(f, "{server}.{owner}/{number}"),
+            NodeId::Server(server) => write!(f, "{server}.{life}/{number}"),
         }
     }
 }

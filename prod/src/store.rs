@@ -69,10 +69,12 @@ pub fn open_with<R: RecoverRows>(
 /// # Errors
 /// If the row store fails as a whole.
 pub fn recover(log: &FileLog, rows: &mut impl RecoverRows) -> Result<Recovered, OpenError> {
-    let mut recovered = Recovered { map: log.state().map.clone(), ..Recovered::default() };
+    let mut recovered = Recovered { map: log.state().map.clone(), lives: log.state().lives.clone(), ..Recovered::default() };
     for (id, found) in &log.state().replicas {
         let view = if found.damaged {
             Err(LostReason::LogDamaged)
+        } else if log.state().lives.lost.contains(id) {
+            Err(LostReason::DiskWentBack)
         } else {
             // R1: a durable Reset demands its stage as the view.
             let reset = match found.reset {

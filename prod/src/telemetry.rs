@@ -336,6 +336,7 @@ impl Measured {
 pub const fn kind(note: &Note) -> &'static str {
     match note {
         Note::Suspected { .. } => "suspected",
+        Note::DiskWentBack { .. } => "disk-went-back",
         Note::Recovered { .. } => "recovered",
         Note::Respawning { .. } => "respawning",
         Note::Restarted { .. } => "restarted",

@@ -235,6 +235,7 @@ impl Deeds {
                     lost.insert(*replica);
                 }
                 Note::Suspected { .. }
+                | Note::DiskWentBack { .. }
                 | Note::Recovered { .. }
                 | Note::Respawning { .. }
                 | Note::Started { .. }
@@ -264,6 +265,9 @@ type Reasons<'a> = BTreeMap<&'a Configuration, Reason>;
 fn note_text(names: &Names, reasons: &Reasons<'_>, note: &Note) -> Option<String> {
     Some(match note {
         Note::Suspected { server } => format!("{} is suspected", names.server(*server)),
+        Note::DiskWentBack { server } => {
+            format!("the disk of {} is older than the one it had: what it holds counts for nothing", names.server(*server))
+        }
         Note::Recovered { server } => format!("{} answers again", names.server(*server)),
         Note::Respawning { server } => format!("{} is taken for dead and respawned", names.server(*server)),
         Note::Restarted { server } => format!("{} runs anew", names.server(*server)),

@@ -154,6 +154,12 @@ pub enum Fault {
         /// What it loses.
         loss: Loss,
     },
+    /// A server dies for a moment at the start, when somebody copies its disk; at the end it dies again, and the copy takes the place of
+    /// the disk, so that it is as old as the window is long.
+    DiskBack {
+        /// Which.
+        server: ServerId,
+    },
     /// What the row store of a server holds of one replica is damaged at the start.
     Rot {
         /// Which server.
@@ -223,7 +229,7 @@ impl Fault {
             | Self::Register { place, .. }
             | Self::StartsFail { place, .. } => vec![*place],
             Self::Cut { a, b, .. } => vec![*a, *b],
-            Self::DiskLoss { server, .. } | Self::Rot { server, .. } => vec![Place::Server(*server)],
+            Self::DiskLoss { server, .. } | Self::DiskBack { server } | Self::Rot { server, .. } => vec![Place::Server(*server)],
             Self::PowerLoss | Self::Split { .. } => vec![Place::Servers, Place::Balancers],
             Self::ProvisionFails => vec![Place::Servers],
         }
@@ -292,6 +298,7 @@ impl fmt::Display for Fault {
             Self::Crash { place } => write!(f, "{place} is down"),
             Self::PowerLoss => f.write_str("everything is down"),
             Self::DiskLoss { server, loss } => write!(f, "{server} is down and loses its {loss:?}"),
+            Self::DiskBack { server } => write!(f, "{server} gets back the disk that it had at the start"),
             Self::Rot { server, pick } => write!(f, "{server} has damaged rows of replica {pick}"),
             Self::Pause { place } => write!(f, "{place} stands still"),
             Self::SlowDisk { place, sync_max } => write!(f, "{place} syncs in up to {sync_max}"),

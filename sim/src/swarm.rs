@@ -265,7 +265,7 @@ fn admin(dice: &mut Dice, topology: &Topology, id: u32, names: &mut Vec<Box<str>
 }
 
 /// The kinds of faults that a seed may have or not.
-const KINDS: u64 = 13;
+const KINDS: u64 = 14;
 
 fn faults(dice: &mut Dice, options: &mut Dice, topology: &Topology, end: Instant) -> Vec<Window> {
     // Half of the seeds have every kind (FACTS.md: a random subset alone finds less).
@@ -283,7 +283,7 @@ fn faults(dice: &mut Dice, options: &mut Dice, topology: &Topology, end: Instant
         let start = Instant(dice.between(30_000_000, latest));
         let kind = dice.pick(&kinds);
         let (fault, length) = fault(dice, kind, topology);
-        if matches!(fault, Fault::DiskLoss { .. } | Fault::Rot { .. }) {
+        if matches!(fault, Fault::DiskLoss { .. } | Fault::DiskBack { .. } | Fault::Rot { .. }) {
             if losses == 0 {
                 continue;
             }
@@ -365,6 +365,7 @@ fn fault(dice: &mut Dice, kind: u64, topology: &Topology) -> (Fault, Duration) {
             let (a, b) = (Place::Server(server(dice)), Place::Server(server(dice)));
             (Fault::Cut { a, b, way: dice.pick(&[Way::Both, Way::Forth, Way::Back]) }, dice.ms(300, 3_000))
         }
+        12 => (Fault::DiskBack { server: server(dice) }, dice.ms(200, 3_000)),
         _ => {
             // A primary that restarts again and again, faster than anyone suspects it.
             (Fault::Crash { place: Place::Server(server(dice)) }, dice.ms(1, 20))

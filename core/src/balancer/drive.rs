@@ -346,9 +346,9 @@ fn create_and_retire(version: MapVersion, map: &ClusterMap, observed: &Observed,
         }
         match record.stage {
             ReplicaStage::Minted => {
-                if let Some(owner) = observed.owner(record.server) {
+                if let Some(incarnation) = observed.incarnation(record.server) {
                     let shard = record.shard;
-                    out.push((record.server, ToServer::Create { version, owner, replica: *id, shard })); // R17
+                    out.push((record.server, ToServer::Create { version, incarnation, replica: *id, shard })); // R17
                 }
             }
             ReplicaStage::Ready => {}

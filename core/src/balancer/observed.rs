@@ -1,7 +1,7 @@
 //! What one balancer has seen of the servers: who answers, and what their replicas say. Only ever a hint; safety never depends on it.
 
 use crate::{
-    id::{Epoch, Incarnation, MapVersion, OwnerNumber, ReplicaId, ServerId},
+    id::{Epoch, Incarnation, MapVersion, ReplicaId, ServerId},
     map::{ClusterMap, ReplicaStage, ServerGoal},
     message::{LeadStage, ReplicaStatus},
     request::Health,
@@ -20,16 +20,14 @@ pub(crate) struct Seen {
     pub(crate) expected: Instant,
     /// The last heartbeat that it answered: what it said before is older.
     beat: u64,
-    /// Who owned its store when it was heard of last.
-    owner: Option<OwnerNumber>,
     /// Which life of it was heard of last.
     pub(crate) incarnation: Option<Incarnation>,
     /// The life that its disk has seen and its newest map shows as recorded.
     pub(crate) follows: Option<Incarnation>,
-    /// How many operations on the register had begun when that owner was first heard of.
-    owner_at: u64,
+    /// How many operations on the register had begun when that life was first heard of.
+    incarnation_at: u64,
     /// Whether the map that is known was shown by an operation begun after that (R17).
-    owner_read: bool,
+    incarnation_read: bool,
     /// The newest map that it has.
     pub(crate) map_version: MapVersion,
     /// What its replicas said last.
@@ -44,7 +42,7 @@ pub(crate) struct Seen {
 
 /// What a beat told of the server itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Owner {
+pub(crate) enum Life {
     /// The one that is known.
     Same,
     /// The first that is heard of.
@@ -61,11 +59,10 @@ impl Seen {
             known: now,
             expected: now,
             beat: 0,
-            owner: None,
             incarnation: None,
             follows: None,
-            owner_at: 0,
-            owner_read: false,
+            incarnation_at: 0,
+            incarnation_read: false,
             map_version: MapVersion(0),
             replicas: BTreeMap::new(),
             health: Health::Starting,
@@ -79,7 +76,6 @@ impl Seen {
 #[derive(Debug)]
 pub(crate) struct Beat {
     pub(crate) beat: u64,
-    pub(crate) owner: OwnerNumber,
     pub(crate) incarnation: Incarnation,
     pub(crate) follows: Option<Incarnation>,
     pub(crate) map_version: MapVersion,
@@ -108,38 +104,38 @@ impl Observed {
     }
 
     /// Takes a beat; `None` if it is older than what is known, or of a server that is not.
-    pub(crate) fn heard(&mut self, now: Instant, from: ServerId, beat: Beat, operations_begun: u64) -> Option<Owner> {
+    pub(crate) fn heard(&mut self, now: Instant, from: ServerId, beat: Beat, operations_begun: u64) -> Option<Life> {
         let seen = self.servers.get_mut(&from).filter(|seen| seen.beat <= beat.beat)?;
         seen.heard = Some(now);
         seen.beat = beat.beat;
         seen.unheard_starts = 0;
-        (seen.incarnation, seen.follows) = (Some(beat.incarnation), beat.follows);
+        seen.follows = beat.follows;
         seen.map_version = beat.map_version;
         seen.replicas = beat.replicas.into_iter().map(|status| (status.replica, status)).collect();
-        let owner = match seen.owner {
-            Some(known) if known == beat.owner => Owner::Same,
-            Some(_) => Owner::Another,
-            None => Owner::First,
+        let life = match seen.incarnation {
+            Some(known) if known == beat.incarnation => Life::Same,
+            Some(_) => Life::Another,
+            None => Life::First,
         };
-        if owner != Owner::Same {
-            seen.owner = Some(beat.owner);
-            seen.owner_at = operations_begun;
-            seen.owner_read = false;
+        if life != Life::Same {
+            seen.incarnation = Some(beat.incarnation);
+            seen.incarnation_at = operations_begun;
+            seen.incarnation_read = false;
         }
-        Some(owner)
+        Some(life)
     }
 
     /// The map that is known was shown by that operation on the register.
     pub(crate) fn confirm(&mut self, operation: u64) {
         for seen in self.servers.values_mut() {
-            seen.owner_read |= seen.owner_at < operation;
+            seen.incarnation_read |= seen.incarnation_at < operation;
         }
     }
 
-    /// Who owns the server's store, if the map was read since that was first heard (R17): an older map may have a replica as minted that
+    /// Which life of the server answers, if the map was read since that was first heard (R17): an older map may have a replica as minted that
     /// was created long ago, on a disk that is lost.
-    pub(crate) fn owner(&self, server: ServerId) -> Option<OwnerNumber> {
-        self.servers.get(&server).filter(|seen| seen.owner_read)?.owner
+    pub(crate) fn incarnation(&self, server: ServerId) -> Option<Incarnation> {
+        self.servers.get(&server).filter(|seen| seen.incarnation_read)?.incarnation
     }
 
     /// Whether the server answers.

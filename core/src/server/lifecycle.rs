@@ -4,7 +4,7 @@
 use super::{ServerMachine, StoreOwner, Written};
 use crate::{
     effect::ServerEffect,
-    id::{MapVersion, NodeId, OwnerNumber, ReplicaId, ShardId},
+    id::{Incarnation, MapVersion, NodeId, ReplicaId, ShardId},
     map::{ClusterMap, ReplicaStage},
     message::ToBalancer,
     planted::Bug,
@@ -103,7 +103,7 @@ impl ServerMachine {
         &mut self,
         from: NodeId,
         version: MapVersion,
-        owner: OwnerNumber,
+        incarnation: Incarnation,
         replica: ReplicaId,
         shard: ShardId,
         out: &mut Vec<ServerEffect>,
@@ -125,20 +125,20 @@ impl ServerMachine {
         if self.removing.contains_key(&replica) {
             return;
         }
-        if self.may_create(version, owner, replica, shard) || creates_again {
+        if self.may_create(version, incarnation, replica, shard) || creates_again {
             self.begin_creation(replica, shard, Some(from), out);
         }
     }
 
-    /// R17: only on the word of a register read, by the owner it was meant for, and never an id that was here or that a newer map shows
+    /// R17: only on the word of a register read, by the life of the server that it was meant for, and never an id that was here or that a newer map shows
     /// as ready or not at all.
-    fn may_create(&self, version: MapVersion, owner: OwnerNumber, replica: ReplicaId, shard: ShardId) -> bool {
+    fn may_create(&self, version: MapVersion, incarnation: Incarnation, replica: ReplicaId, shard: ShardId) -> bool {
         let minted = |map: &ClusterMap| {
             map.replicas
                 .get(&replica)
                 .is_some_and(|record| record.stage == ReplicaStage::Minted && record.server == self.id() && record.shard == shard)
         };
-        owner == self.config.owner
+        incarnation == self.config.incarnation
             && !self.removed.contains(&replica)
             && self.map.as_ref().is_none_or(|(newest, map)| *newest < version || minted(map))
     }

@@ -2,7 +2,7 @@
 
 use crate::{
     command::{Idempotency, OnConflict, Operation, Verdict},
-    id::{LogIndex, MapVersion, OwnerNumber, Position, ReplicaId},
+    id::{Incarnation, LogIndex, MapVersion, Position, ReplicaId},
     map::{ClusterMap, ReplicaRecord, ReplicaStage, ServerGoal, ServerRecord, ShardRecord},
     message::{LeadStage, ToBalancer, ToServer},
     planted::Planted,
@@ -43,9 +43,9 @@ pub(crate) fn ready(count: u64) -> ClusterMap {
     map(&(1..=count).map(|id| (id, ReplicaStage::Ready)).collect::<Vec<_>>())
 }
 
-fn create(world: &mut World, id: u64, version: u64, owner: OwnerNumber) {
+fn create(world: &mut World, id: u64, version: u64, incarnation: Incarnation) {
     world.inbox.clear();
-    let message = ToServer::Create { version: MapVersion(version), owner, replica: replica(id), shard: SHARD };
+    let message = ToServer::Create { version: MapVersion(version), incarnation, replica: replica(id), shard: SHARD };
     world.order(home(replica(id)), message);
     world.run(10);
 }
@@ -62,10 +62,10 @@ fn retire(world: &mut World, id: u64) {
 #[test]
 fn a_replica_is_created_once_and_says_so_again() {
     let mut world = World::new(1);
-    let owner = world.owner(1);
-    create(&mut world, 11, 1, owner);
+    let incarnation = world.incarnation(1);
+    create(&mut world, 11, 1, incarnation);
     assert!(created(&world, 11));
-    create(&mut world, 11, 1, owner);
+    create(&mut world, 11, 1, incarnation);
     assert!(created(&world, 11));
     let count =
         world.disk(1).log.iter().filter(|record| matches!(record, LogRecord::Create { replica: of, .. } if *of == replica(11))).count();
@@ -75,9 +75,9 @@ fn a_replica_is_created_once_and_says_so_again() {
 #[test]
 fn created_is_said_once_it_is_durable() {
     let mut world = World::new(1);
-    let owner = world.owner(1);
+    let incarnation = world.incarnation(1);
     world.hold_disk(1);
-    create(&mut world, 11, 1, owner);
+    create(&mut world, 11, 1, incarnation);
     assert!(!created(&world, 11));
     assert!(world.machine(1).replica(replica(11)).is_none());
     world.release_disk(1);
@@ -88,20 +88,20 @@ fn created_is_said_once_it_is_durable() {
 #[test]
 fn a_creation_that_was_cut_short_is_done_again_from_the_start() {
     let mut world = World::new(1);
-    let owner = world.owner(1);
+    let incarnation = world.incarnation(1);
     world.hold_disk(1);
-    create(&mut world, 11, 1, owner);
+    create(&mut world, 11, 1, incarnation);
     world.restart(1);
     assert!(world.machine(1).replica(replica(11)).is_none());
-    let owner = world.owner(1);
-    create(&mut world, 11, 1, owner);
+    let incarnation = world.incarnation(1);
+    create(&mut world, 11, 1, incarnation);
     assert!(created(&world, 11));
 }
 
 #[test]
-fn a_create_for_an_earlier_owner_is_ignored() {
+fn a_create_for_an_earlier_life_is_ignored() {
     let mut world = World::new(1);
-    let before = world.owner(1);
+    let before = world.incarnation(1);
     world.restart(1);
     create(&mut world, 11, 1, before);
     assert!(!created(&world, 11), "R17");
@@ -110,30 +110,30 @@ fn a_create_for_an_earlier_owner_is_ignored() {
 #[test]
 fn an_id_that_was_removed_is_not_created_again() {
     let mut world = World::new(1);
-    let owner = world.owner(1);
+    let incarnation = world.incarnation(1);
     retire(&mut world, 1);
     assert!(world.inbox.iter().any(|(_, message)| *message == ToBalancer::Retired { replica: replica(1) }));
-    create(&mut world, 1, 9, owner);
+    create(&mut world, 1, 9, incarnation);
     assert!(!created(&world, 1), "R17");
     // Nor one that was retired before it came.
     retire(&mut world, 11);
-    create(&mut world, 11, 9, owner);
+    create(&mut world, 11, 9, incarnation);
     assert!(!created(&world, 11), "R17");
 }
 
 #[test]
 fn a_create_older_than_a_map_that_has_the_id_ready_or_not_at_all_is_ignored() {
     let mut world = World::new(1);
-    let owner = world.owner(1);
+    let incarnation = world.incarnation(1);
     world.map(1, 5, map(&[(1, ReplicaStage::Ready), (21, ReplicaStage::Minted)]));
-    create(&mut world, 11, 4, owner);
+    create(&mut world, 11, 4, incarnation);
     assert!(!created(&world, 11), "the map does not have it any more");
-    create(&mut world, 21, 4, owner);
+    create(&mut world, 21, 4, incarnation);
     assert!(created(&world, 21), "the map still has it as minted");
     world.map(1, 6, map(&[(1, ReplicaStage::Ready), (21, ReplicaStage::Ready), (31, ReplicaStage::Retired)]));
-    create(&mut world, 31, 4, owner);
+    create(&mut world, 31, 4, incarnation);
     assert!(!created(&world, 31));
-    create(&mut world, 41, 7, owner);
+    create(&mut world, 41, 7, incarnation);
     assert!(created(&world, 41), "a newer register read than the map held here");
 }
 
@@ -161,8 +161,8 @@ fn a_ready_replica_whose_disk_is_gone_is_lost_and_never_empty() {
     assert_eq!(world.status(3).lost, Some(LostReason::LogMissing));
     world.run(1_000);
     assert_eq!(world.status(3).lost, Some(LostReason::LogMissing));
-    let owner = world.owner(3);
-    create(&mut world, 3, 5, owner);
+    let incarnation = world.incarnation(3);
+    create(&mut world, 3, 5, incarnation);
     assert!(!created(&world, 3));
     retire(&mut world, 3);
     assert!(world.inbox.iter().any(|(_, message)| *message == ToBalancer::Retired { replica: replica(3) }));
@@ -189,14 +189,14 @@ fn a_map_that_has_a_higher_epoch_as_current_ends_a_primary() {
 }
 
 #[test]
-fn a_beat_tells_owner_map_and_replicas() {
+fn a_beat_tells_life_map_and_replicas() {
     let mut world = World::serving(3);
     world.write_all(1, 1, [1]);
     world.map(1, 3, ready(3));
     world.inbox.clear();
     world.order(server(1), ToServer::Heartbeat { beat: 8 });
-    let Some((_, ToBalancer::Beat { beat, owner, map_version, replicas, .. })) = world.inbox.first() else { panic!("no beat") };
-    assert_eq!((*beat, *owner, *map_version, replicas.len()), (8, world.owner(1), MapVersion(3), 1));
+    let Some((_, ToBalancer::Beat { beat, incarnation, map_version, replicas, .. })) = world.inbox.first() else { panic!("no beat") };
+    assert_eq!((*beat, *incarnation, *map_version, replicas.len()), (8, world.incarnation(1), MapVersion(3), 1));
     assert_eq!((replicas[0].commit, replicas[0].applied, replicas[0].lead), (LogIndex(2), LogIndex(2), Some(LeadStage::Active)));
 }
 

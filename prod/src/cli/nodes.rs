@@ -43,7 +43,7 @@ use tokio::{
 use twinshard_core::{
     balancer::{BalancerConfig, Policy, Role},
     command::OnConflict,
-    id::{ClusterId, OwnerNumber, ServerId},
+    id::{ClusterId, Incarnation, OwnerNumber, ServerId},
     map::Address,
     planted::Planted,
     schema::is_name,
@@ -617,7 +617,13 @@ impl ServerCommand {
         let cluster = args.cluster()?;
         let identity = Identity { cluster, server };
         let Opened { log, rows, recovered, owner } = self.rows.open(disk, identity, first_owner).await?;
-        let config = ServerConfig { server, owner, settings: ServerSettings::default(), planted: Planted::NONE };
+        let config = ServerConfig {
+            server,
+            owner,
+            incarnation: Incarnation(node.entropy.below(u64::MAX) + 1),
+            settings: ServerSettings::default(),
+            planted: Planted::NONE,
+        };
         let peer_address = self.peer_listen.to_string();
         Ok(ServerNode::start(ServerParts { node, cluster, peer_address, config, recovered, log, rows }).await?)
     }

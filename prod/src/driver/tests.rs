@@ -27,7 +27,7 @@ use tokio::{
 use twinshard_core::{
     command::{OnConflict, Operation, RequestId, Verdict},
     config::Configuration,
-    id::{BalancerId, ClusterId, Epoch, MapVersion, NodeId, OwnerNumber, Position, ReplicaId, ServerId, SessionId, ShardId},
+    id::{BalancerId, ClusterId, Epoch, Incarnation, MapVersion, NodeId, OwnerNumber, Position, ReplicaId, ServerId, SessionId, ShardId},
     map::{Address, ClusterMap, ReplicaRecord, ReplicaStage, ServerGoal, ServerRecord, ShardRecord},
     message::{Execute, ExecuteResult, Install, LeadStage, Message, Tag, ToBalancer, ToServer},
     planted::Planted,
@@ -144,7 +144,13 @@ impl<N: Network> World<N> {
             peers: PeerSettings::default(),
             notes: None,
         };
-        let config = ServerConfig { server: SERVER, owner: OwnerNumber(1), settings: ServerSettings::default(), planted: Planted::NONE };
+        let config = ServerConfig {
+            server: SERVER,
+            owner: OwnerNumber(1),
+            incarnation: Incarnation(1),
+            settings: ServerSettings::default(),
+            planted: Planted::NONE,
+        };
         let parts = ServerParts {
             node,
             cluster: CLUSTER,
@@ -197,7 +203,7 @@ impl<N: Network> World<N> {
     async fn lead(&mut self) {
         let map = Arc::clone(&self.map);
         self.tell(ToServer::Map { version: MapVersion(1), map });
-        self.tell(ToServer::Create { version: MapVersion(1), owner: OwnerNumber(1), replica: REPLICA, shard: ShardId(1) });
+        self.tell(ToServer::Create { version: MapVersion(1), incarnation: Incarnation(1), replica: REPLICA, shard: ShardId(1) });
         self.hear(|message| matches!(message, ToBalancer::Created { replica: REPLICA }).then_some(())).await;
         self.tell(ToServer::Install(Install {
             config: config(),
@@ -233,7 +239,8 @@ fn map(peer: &str) -> ClusterMap {
     let column = |name: &str, dtype| Column { name: name.into(), dtype };
     map.schema = Schema::new(vec![column("id", ColumnType::Number), column("name", ColumnType::String)]).ok();
     let address = Some(Address { http: "nowhere:1".into(), peer: peer.into() });
-    map.servers.insert(SERVER, ServerRecord { name: "S1".into(), number: 1, goal: ServerGoal::Run, address, incarnation: None });
+    map.servers
+        .insert(SERVER, ServerRecord { name: "S1".into(), number: 1, goal: ServerGoal::Run, address, incarnation: Some(Incarnation(1)) });
     map.shards.insert(
         ShardId(1),
         ShardRecord {
@@ -347,7 +354,7 @@ async fn a_row_store_that_fails_stops_the_node_with_the_reason() {
     assert!(errors(&telemetry, "rows-write").is_none_or(|count| count == 0));
     let map = Arc::clone(&world.map);
     world.tell(ToServer::Map { version: MapVersion(1), map });
-    world.tell(ToServer::Create { version: MapVersion(1), owner: OwnerNumber(1), replica: REPLICA, shard: ShardId(1) });
+    world.tell(ToServer::Create { version: MapVersion(1), incarnation: Incarnation(1), replica: REPLICA, shard: ShardId(1) });
     let ended = timeout(Duration::from_secs(20), world.server.join()).await.expect("in time");
     assert!(matches!(ended, Err(NodeError::Rows(StoreError::Failed(_)))), "{ended:?}");
     // Its thread may have been given more before the node knew of the first.
@@ -368,7 +375,13 @@ async fn a_taken_port_is_told_at_once() {
         },
         cluster: CLUSTER,
         peer_address: first.server.peer_address().to_owned(),
-        config: ServerConfig { server: SERVER, owner: OwnerNumber(1), settings: ServerSettings::default(), planted: Planted::NONE },
+        config: ServerConfig {
+            server: SERVER,
+            owner: OwnerNumber(1),
+            incarnation: Incarnation(1),
+            settings: ServerSettings::default(),
+            planted: Planted::NONE,
+        },
         recovered: Recovered::default(),
         log: TestLog(Script::default()),
         rows: TestRows::default(),

@@ -180,6 +180,9 @@ fn describe(
     let home = |replica: ReplicaId| homes.get(&replica).map_or_else(|| replica.to_string(), |server| name(*server));
     match note {
         Note::Suspected { server } => of_server(*server, "does not answer"),
+        Note::DiskWentBack { server } => {
+            of_server(*server, "has an older disk than before: its replicas are lost and made anew from others")
+        }
         Note::Recovered { server } => of_server(*server, "answers again"),
         Note::Respawning { server } => of_server(*server, "is taken for dead and started again"),
         Note::Restarted { server } => of_server(*server, "runs anew"),

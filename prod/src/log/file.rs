@@ -14,7 +14,7 @@ use twinshard_core::{
     command::Entry,
     id::{ClusterId, Epoch, LogIndex, MapVersion, OwnerNumber, Position, ReplicaId, ServerId, ShardId, StageId},
     map::ClusterMap,
-    storage::{LogBatch, LogRecord},
+    storage::{Lives, LogBatch, LogRecord},
 };
 
 /// The name of the log's file.
@@ -26,7 +26,7 @@ const DAMAGED_FILE: &str = "log.damaged";
 /// What the file begins with.
 const MAGIC: [u8; 8] = *b"TWSHLOG\0";
 /// The format of the frames.
-const FORMAT: u32 = 3;
+const FORMAT: u32 = 4;
 /// Magic, format, cluster, server, owner, checksum.
 const HEADER_BYTES: usize = 8 + 4 + 16 + 8 + 8 + 4;
 /// How far the file is synced, and a checksum of that; after the header.
@@ -66,6 +66,8 @@ pub struct LogState {
     pub replicas: BTreeMap<ReplicaId, ReplicaLog>,
     /// The newest map seen.
     pub map: Option<(MapVersion, Arc<ClusterMap>)>,
+    /// The lives of the server that this disk has seen.
+    pub lives: Lives,
     /// A synced part of the file does not verify: what it held, nobody knows.
     pub damaged: bool,
     /// Whose records did not verify, as a set of [`mark_of`].
@@ -96,6 +98,7 @@ impl LogState {
             LogRecord::Remove { replica } => {
                 self.replicas.remove(replica);
             }
+            LogRecord::Lives(lives) => self.lives.clone_from(lives),
             LogRecord::Map { version, map } => {
                 if self.map.as_ref().is_none_or(|(known, _)| known < version) {
                     self.map = Some((*version, Arc::clone(map)));
@@ -168,6 +171,8 @@ enum Frame<'a> {
     Replica(ReplicaId, Cow<'a, ReplicaLog>),
     /// The newest map, in a file that was written anew.
     Map(MapVersion, Cow<'a, ClusterMap>),
+    /// The lives of the server, in a file that was written anew.
+    Lives(Cow<'a, Lives>),
 }
 
 impl Frame<'_> {
@@ -175,7 +180,7 @@ impl Frame<'_> {
         match self {
             Self::Batch(batch) => batch.iter().filter_map(LogRecord::replica).fold(0, |marks, replica| marks | mark_of(replica)),
             Self::Replica(replica, _) => mark_of(*replica),
-            Self::Map(..) => 0,
+            Self::Map(..) | Self::Lives(_) => 0,
         }
     }
 }
@@ -353,6 +358,7 @@ impl FileLog {
                     Ok(Frame::Replica(replica, log)) => {
                         self.state.replicas.insert(replica, log.into_owned());
                     }
+                    Ok(Frame::Lives(lives)) => self.state.lives = lives.into_owned(),
                     Ok(Frame::Map(version, map)) => self.state.map = Some((version, Arc::new(map.into_owned()))),
                     // It verifies but is not ours to read.
                     Err(_) => self.state.damaged = true,
@@ -450,6 +456,7 @@ impl FileLog {
         for (replica, log) in &self.state.replicas {
             Self::frame(&Frame::Replica(*replica, Cow::Borrowed(log)), 0, &mut bytes)?;
         }
+        Self::frame(&Frame::Lives(Cow::Borrowed(&self.state.lives)), 0, &mut bytes)?;
         if let Some((version, map)) = &self.state.map {
             Self::frame(&Frame::Map(*version, Cow::Borrowed(map)), 0, &mut bytes)?;
         }

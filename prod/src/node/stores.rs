@@ -17,7 +17,7 @@ use std::{
 };
 use twinshard_core::{
     command::Entry,
-    id::{ClusterId, Epoch, LogIndex, MapVersion, OwnerNumber, Position, ReplicaId, ServerId},
+    id::{ClusterId, Epoch, Incarnation, LogIndex, MapVersion, OwnerNumber, Position, ReplicaId, ServerId},
     map::{Address, ClusterMap},
     planted::Planted,
     server::{ServerConfig, ServerSettings},
@@ -99,6 +99,7 @@ fn replay(record: &LogRecord, recovered: &mut Recovered) {
             it.entries.retain(|entry| entry.position.index > base.index);
         }),
         LogRecord::Remove { replica } => drop(recovered.replicas.remove(replica)),
+        LogRecord::Lives(lives) => recovered.lives = lives.clone(),
         LogRecord::Map { version, map } => recovered.map = Some((*version, Arc::clone(map))),
     }
 }
@@ -197,7 +198,13 @@ impl<N: Network> Provisioner for InProcess<N> {
             node: self.node.clone(),
             cluster: self.cluster,
             peer_address: "127.0.0.1:0".to_owned(),
-            config: ServerConfig { server, owner, settings: ServerSettings::default(), planted: Planted::NONE },
+            config: ServerConfig {
+                server,
+                owner,
+                incarnation: Incarnation(self.node.entropy.below(u64::MAX) + 1),
+                settings: ServerSettings::default(),
+                planted: Planted::NONE,
+            },
             recovered,
             log: Opened(disk),
             rows,

@@ -20,7 +20,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use twinshard_core::id::{BalancerId, NodeId, ServerId};
 
 /// The version of the peer protocol: of the handshake, the frames and the encoding of messages. Nodes of different versions do not talk.
-pub const PROTOCOL_VERSION: u16 = 3;
+pub const PROTOCOL_VERSION: u16 = 4;
 
 const MAGIC: &[u8; 8] = b"twinshrd";
 /// Magic and version: their place never changes, so that any two versions can tell each other.

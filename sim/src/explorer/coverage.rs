@@ -38,6 +38,10 @@ coverage! {
     FlushesLost = "flushes lost in crashes",
     /// A disk was lost, whole or in part.
     DisksLost = "disks lost",
+    /// A disk went back behind a life that the register knows.
+    DisksOlder = "disks put back that are older",
+    /// A disk was put back, and no life of the server was recorded since the copy.
+    DisksPutBack = "disks put back in time",
     /// A replica reported itself as lost.
     ReplicasLost = "replicas reported lost",
     /// A process stood still.

@@ -117,6 +117,8 @@ pub struct Checks {
     /// Replicas that a durable record removed.
     removed: BTreeSet<ReplicaId>,
     reported_lost: BTreeSet<ReplicaId>,
+    /// Replicas of disks that went back behind a life that the register knows.
+    older: BTreeSet<ReplicaId>,
     last_writer: Option<u64>,
     /// What happened how often.
     pub coverage: Coverage,
@@ -141,6 +143,7 @@ impl Checks {
             damaged: BTreeSet::new(),
             removed: BTreeSet::new(),
             reported_lost: BTreeSet::new(),
+            older: BTreeSet::new(),
             last_writer: None,
             coverage: Coverage::default(),
             violation: None,
@@ -269,7 +272,7 @@ impl Checks {
     fn holders(&self, servers: &Servers, config: &Configuration, position: Position) -> usize {
         let holds = |member: &&ReplicaId| {
             let log = self.home(**member).and_then(|server| servers.get(&server)).and_then(|node| node.log.durable.replicas.get(*member));
-            log.or_else(|| self.graves.get(*member)).is_some_and(|log| log.holds(position))
+            [log, self.graves.get(*member)].into_iter().flatten().any(|log| log.holds(position))
         };
         config.members.iter().filter(holds).count()
     }
@@ -331,7 +334,11 @@ impl Checks {
                     self.fail("I4", || format!("{replica} compacts to {base}, which is not committed"));
                 }
             }
-            LogRecord::Promise { .. } | LogRecord::Commit { .. } | LogRecord::Remove { .. } | LogRecord::Map { .. } => {}
+            LogRecord::Promise { .. }
+            | LogRecord::Commit { .. }
+            | LogRecord::Remove { .. }
+            | LogRecord::Lives(_)
+            | LogRecord::Map { .. } => {}
         }
     }
 
@@ -369,6 +376,7 @@ impl Checks {
             | LogRecord::Promise { .. }
             | LogRecord::Commit { .. }
             | LogRecord::Compact { .. }
+            | LogRecord::Lives(_)
             | LogRecord::Map { .. } => {}
         }
     }
@@ -462,6 +470,22 @@ impl Checks {
         for (replica, log) in &log.replicas {
             self.graves.insert(*replica, log.clone());
             self.damaged.insert(*replica);
+        }
+    }
+
+    /// An older copy of a disk is about to take the place of what it holds. `is_older`: the register knows of a life of the server that the
+    /// copy has not seen, so that nobody may count what its replicas say.
+    pub(super) fn on_put_back(&mut self, log: &LogState, copy: &LogState, is_older: bool) {
+        self.on_loss(log);
+        if is_older {
+            self.older.extend(copy.replicas.keys());
+        }
+    }
+
+    /// R26: whoever has forgotten what it said says nothing more.
+    fn on_word(&mut self, replica: ReplicaId, what: &str) {
+        if self.older.contains(&replica) {
+            self.fail("R26", || format!("{replica} is of a disk that went back, and {what}"));
         }
     }
 
@@ -662,6 +686,7 @@ impl Checks {
 
     /// R3: a promise is told when it is durable, with a log end that is durable too.
     fn on_promised(&mut self, servers: &Servers, server: ServerId, replica: ReplicaId, epoch: Epoch, last: Position) {
+        self.on_word(replica, "promises");
         let Some(log) = servers.get(&server).and_then(|node| node.log.durable.replicas.get(&replica)) else { return };
         // What it took since, in that epoch or a later one, may have replaced the end that it speaks of.
         let dropped = self.dropped.get(&replica).and_then(|dropped| dropped.get(&last)).is_some_and(|promised| *promised >= epoch);
@@ -672,6 +697,7 @@ impl Checks {
     }
 
     fn on_replica(&mut self, servers: &Servers, message: &ReplicaMessage) {
+        self.on_word(message.from, "speaks to others");
         match &message.body {
             ReplicaBody::Append { commit, entries, .. } => {
                 let leader = *self.leaders.entry(message.epoch).or_insert(message.from);

@@ -10,7 +10,7 @@ use twinshard_core::{
     command::Entry,
     id::{Epoch, LogIndex, MapVersion, Position, ReplicaId, ShardId, StageId, Token},
     map::ClusterMap,
-    storage::{LogBatch, LogRecord},
+    storage::{Lives, LogBatch, LogRecord},
 };
 
 /// The sum of the records of one replica.
@@ -97,7 +97,7 @@ impl ReplicaLog {
                 self.entries.drain(..gone);
                 self.base = *base;
             }
-            LogRecord::Create { .. } | LogRecord::Remove { .. } | LogRecord::Map { .. } => {}
+            LogRecord::Create { .. } | LogRecord::Remove { .. } | LogRecord::Lives(_) | LogRecord::Map { .. } => {}
         }
         Ok(())
     }
@@ -110,6 +110,8 @@ pub struct LogState {
     pub replicas: BTreeMap<ReplicaId, ReplicaLog>,
     /// Replicas that had a record once: `Create` must be the first.
     pub seen: BTreeMap<ReplicaId, ShardId>,
+    /// The lives of the server that it has seen.
+    pub lives: Lives,
     /// The newest map.
     pub map: Option<(MapVersion, Arc<ClusterMap>)>,
 }
@@ -121,6 +123,10 @@ impl LogState {
     /// If it contradicts the ones before; the text says how.
     pub fn apply(&mut self, record: &LogRecord) -> Result<(), String> {
         let replica = match record {
+            LogRecord::Lives(lives) => {
+                self.lives.clone_from(lives);
+                return Ok(());
+            }
             LogRecord::Map { version, map } => {
                 self.map = Some((*version, Arc::clone(map)));
                 return Ok(());
@@ -235,6 +241,12 @@ impl SimLog {
         self.syncing = 0;
         self.written = self.durable.clone();
         count as u64 - keep
+    }
+
+    /// Another state takes the place of what the disk holds. Nobody writes meanwhile.
+    pub fn put_back(&mut self, durable: LogState) {
+        self.written = durable.clone();
+        self.durable = durable;
     }
 
     /// The disk is gone.

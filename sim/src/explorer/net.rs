@@ -173,6 +173,7 @@ fn worsen(fate: &mut Fate, fault: &Fault, from: Place, to: Place, draw: Draw) {
         Fault::Crash { .. }
         | Fault::PowerLoss
         | Fault::DiskLoss { .. }
+        | Fault::DiskBack { .. }
         | Fault::Rot { .. }
         | Fault::Pause { .. }
         | Fault::SlowDisk { .. }

@@ -56,6 +56,8 @@ pub(super) struct ServerNode {
     wanted: bool,
     pub(super) log: SimLog,
     pub(super) rows: SimRows,
+    /// What somebody copied of the disk, to put it back later.
+    copy: Option<servers::DiskCopy>,
     busy: BTreeMap<ReplicaId, Instant>,
     store_count: u64,
     backlog: VecDeque<ServerInput>,

@@ -139,6 +139,7 @@ fn supported(fault: &Fault) -> Result<(), Unsupported> {
         | Fault::Split { .. }
         | Fault::PowerLoss
         | Fault::DiskLoss { .. }
+        | Fault::DiskBack { .. }
         | Fault::Rot { .. }
         | Fault::Register { fault: RegisterFault::Late | RegisterFault::Touched, .. }
         | Fault::ProvisionFails => Err(Unsupported(fault.to_string())),

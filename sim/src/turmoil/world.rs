@@ -36,7 +36,7 @@ use twinshard::{
 use twinshard_core::{
     balancer::BalancerConfig,
     effect::Note,
-    id::{BalancerId, ClusterId, MapVersion, NodeId, OwnerNumber, ServerId},
+    id::{BalancerId, ClusterId, Incarnation, MapVersion, NodeId, OwnerNumber, ServerId},
     map::{Address, ClusterMap},
     planted::Planted,
     server::{ServerConfig, ServerSettings},
@@ -319,7 +319,13 @@ impl Shared {
         let first_owner = OwnerNumber(node.entropy.below(1 << 48) + 1);
         let identity = Identity { cluster: CLUSTER, server };
         let store::Opened { log, rows, recovered, owner } = store::open(&disk, identity, first_owner)?;
-        let config = ServerConfig { server, owner, settings: ServerSettings::default(), planted: Planted::NONE };
+        let config = ServerConfig {
+            server,
+            owner,
+            incarnation: Incarnation(node.entropy.below(u64::MAX) + 1),
+            settings: ServerSettings::default(),
+            planted: Planted::NONE,
+        };
         let peer_address = format!("{}:{PEER_PORT}", server_host(server));
         let rows = SimRows::new(rows, self.clone(), server);
         let parts = ServerParts { node, cluster: CLUSTER, peer_address, config, recovered, log, rows };

@@ -3,7 +3,7 @@
 use super::*;
 use crate::{
     balancer::observed::{Beat, Seen},
-    id::{Epoch, Incarnation, LogIndex, MapVersion, OwnerNumber, Position},
+    id::{Epoch, Incarnation, LogIndex, MapVersion, Position},
     map::{Address, ServerRecord},
     message::ReplicaStatus,
     planted::Planted,
@@ -174,14 +174,7 @@ impl Story {
                     .filter(|(id, _)| self.map.server_of(**id) == Some(*server))
                     .map(|(_, status)| status.clone())
                     .collect();
-                let beat = Beat {
-                    beat: self.beat,
-                    owner: OwnerNumber(1),
-                    incarnation: Incarnation(1),
-                    follows: None,
-                    map_version: MapVersion(1),
-                    replicas,
-                };
+                let beat = Beat { beat: self.beat, incarnation: Incarnation(1), follows: None, map_version: MapVersion(1), replicas };
                 self.observed.heard(self.now, *server, beat, 0);
             }
             if self.now == end {

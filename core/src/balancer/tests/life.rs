@@ -1,12 +1,7 @@
 //! A balancer's own life: its id, its session, the controller's role, its pauses.
 
 use super::world::*;
-use crate::{
-    balancer::*,
-    id::{Incarnation, OwnerNumber},
-    map::ControllerHint,
-    message::ToBalancer,
-};
+use crate::{balancer::*, id::Incarnation, map::ControllerHint, message::ToBalancer};
 
 #[test]
 fn cluster_lives_through_init_add_move_remove_and_teardown() {
@@ -205,18 +200,17 @@ fn beat_that_is_older_than_the_last_is_ignored() {
     let asked = world.ask(A, Request::Status { fresh: false });
     let [Reply::Status(before)] = &world.replies(asked)[..] else { panic!() };
     let owner = world.servers[&S2].owner;
-    let old = |owner| ToBalancer::Beat {
+    let old = |owner: u64| ToBalancer::Beat {
         beat: 1,
-        owner,
-        incarnation: Incarnation(owner.0),
+        incarnation: Incarnation(owner),
         follows: None,
         map_version: MapVersion(0),
         replicas: vec![],
     };
     world.forget();
-    world.tell(A, S2, old(owner));
-    world.tell(A, S2, old(OwnerNumber(99)));
-    world.tell(A, ServerId(9), old(owner));
+    world.tell(A, S2, old(owner.0));
+    world.tell(A, S2, old(99));
+    world.tell(A, ServerId(9), old(owner.0));
     let asked = world.ask(A, Request::Status { fresh: false });
     let [Reply::Status(after)] = &world.replies(asked)[..] else { panic!() };
     assert_eq!(before.servers[&S2].replicas, after.servers[&S2].replicas);
@@ -226,14 +220,7 @@ fn beat_that_is_older_than_the_last_is_ignored() {
     world.tell(
         A,
         S2,
-        ToBalancer::Beat {
-            beat: 1_000_000,
-            owner: OwnerNumber(99),
-            incarnation: Incarnation(99),
-            follows: None,
-            map_version: MapVersion(0),
-            replicas: vec![],
-        },
+        ToBalancer::Beat { beat: 1_000_000, incarnation: Incarnation(99), follows: None, map_version: MapVersion(0), replicas: vec![] },
     );
     let asked = world.ask(A, Request::Status { fresh: false });
     let [Reply::Status(after)] = &world.replies(asked)[..] else { panic!() };

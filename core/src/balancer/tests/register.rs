@@ -87,15 +87,15 @@ fn replica_is_not_created_for_another_owner_before_the_map_is_read_again() {
     // The next one did not.
     world.release(node);
     world.run(100);
-    let owners: Vec<OwnerNumber> = world
+    let lives: Vec<Incarnation> = world
         .sent(node, creates)
         .iter()
         .filter_map(|(to, message)| match message {
-            ToServer::Create { owner, .. } if *to == S3 => Some(*owner),
+            ToServer::Create { incarnation, .. } if *to == S3 => Some(*incarnation),
             _ => None,
         })
         .collect();
-    assert!(!owners.is_empty() && owners.iter().all(|owner| *owner == OwnerNumber(50)), "{owners:?}");
+    assert!(!lives.is_empty() && lives.iter().all(|life| *life == Incarnation(50)), "{lives:?}");
 }
 
 /// Whether the compare-and-set proposes something.
@@ -214,14 +214,7 @@ fn balancer_that_does_not_control_follows_the_map() {
     world.tell(
         B,
         S1,
-        ToBalancer::Beat {
-            beat: 1_000_000,
-            owner: OwnerNumber(1),
-            incarnation: Incarnation(1),
-            follows: None,
-            map_version: MapVersion(1),
-            replicas: vec![],
-        },
+        ToBalancer::Beat { beat: 1_000_000, incarnation: Incarnation(1), follows: None, map_version: MapVersion(1), replicas: vec![] },
     );
     let told = world.sent(B, |message| matches!(message, ToServer::Map { .. }));
     assert!(told.iter().any(|(to, _)| *to == S1));
@@ -308,14 +301,7 @@ fn register_that_went_back_under_its_controller_is_found_by_reading_it_again() {
     world.tell(
         A,
         S1,
-        ToBalancer::Beat {
-            beat: 1_000_000,
-            owner: OwnerNumber(1),
-            incarnation: Incarnation(1),
-            follows: None,
-            map_version: later,
-            replicas: vec![],
-        },
+        ToBalancer::Beat { beat: 1_000_000, incarnation: Incarnation(1), follows: None, map_version: later, replicas: vec![] },
     );
     world.release_one(A);
     assert_eq!(went_back(&world, A), [], "it was under way when the server spoke");

@@ -353,8 +353,8 @@ impl World {
         let follows = match message {
             ToServer::Heartbeat { .. } | ToServer::Execute(_) | ToServer::Read(_) | ToServer::Home { .. } => return,
             ToServer::Map { version: said, map: sent } => return assert!(*said <= version && (*said < version || *sent == map)),
-            ToServer::Create { version: said, owner, replica, .. } => {
-                *said == version && stage(replica) == Some(ReplicaStage::Minted) && *owner == self.servers[&to].owner
+            ToServer::Create { version: said, incarnation, replica, .. } => {
+                *said == version && stage(replica) == Some(ReplicaStage::Minted) && incarnation.0 == self.servers[&to].owner.0
             }
             ToServer::Retire { replica } => {
                 stage(replica) == Some(ReplicaStage::Retired) && !current(replica).is_some_and(|c| c.has(*replica))
@@ -401,8 +401,8 @@ impl World {
             ToServer::Heartbeat { beat } => {
                 let replicas = server.replicas.values().cloned().collect();
                 {
-                    let (owner, incarnation) = (server.owner, Incarnation(server.owner.0));
-                    ToBalancer::Beat { beat, owner, incarnation, follows: server.recorded, map_version: server.map_version, replicas }
+                    let incarnation = Incarnation(server.owner.0);
+                    ToBalancer::Beat { beat, incarnation, follows: server.recorded, map_version: server.map_version, replicas }
                 }
             }
             ToServer::Map { version, map } => {

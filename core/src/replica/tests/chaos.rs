@@ -176,8 +176,8 @@ impl Chaos {
             }
         }
         for id in self.minted.clone() {
-            let owner = self.world.owner(home(id).0);
-            let message = ToServer::Create { version: MapVersion(1), owner, replica: id, shard: SHARD };
+            let incarnation = self.world.incarnation(home(id).0);
+            let message = ToServer::Create { version: MapVersion(1), incarnation, replica: id, shard: SHARD };
             self.world.order(home(id), message);
         }
         let Some(pending) = self.pending.clone() else {

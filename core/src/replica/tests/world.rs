@@ -193,13 +193,13 @@ impl World {
     }
 
     pub(crate) fn create(&mut self, id: u64) {
-        let owner = self.nodes[&home(replica(id))].owner;
-        let message = ToServer::Create { version: MapVersion(1), owner, replica: replica(id), shard: SHARD };
+        let incarnation = Incarnation(self.nodes[&home(replica(id))].owner.0);
+        let message = ToServer::Create { version: MapVersion(1), incarnation, replica: replica(id), shard: SHARD };
         self.order(home(replica(id)), message);
     }
 
-    pub(crate) fn owner(&self, id: u64) -> OwnerNumber {
-        self.nodes[&server(id)].owner
+    pub(crate) fn incarnation(&self, id: u64) -> Incarnation {
+        Incarnation(self.nodes[&server(id)].owner.0)
     }
 
     // ---- servers ------------------------------------------------------------------------------------------------------------

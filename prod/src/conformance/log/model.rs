@@ -2,11 +2,12 @@
 
 use super::*;
 use crate::log::file::ReplicaLog;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use twinshard_core::{
     command::{Command, Entry, Operation},
-    id::{LogIndex, MapVersion, Position, StageId},
+    id::{Incarnation, LogIndex, MapVersion, Position, StageId},
     map::ClusterMap,
+    storage::Lives,
     value::Key,
 };
 
@@ -69,7 +70,11 @@ impl Model {
                 LogRecord::Reset { replica, base, stage: StageId(self.last) }
             }
             37..40 => LogRecord::Remove { replica },
-            40..45 => {
+            40..43 => {
+                let seen = (0..1 + random.below(3)).map(|_| Incarnation(random.word())).collect();
+                LogRecord::Lives(Lives { seen, lost: BTreeSet::from([replica]) })
+            }
+            43..47 => {
                 let mut map = ClusterMap { cluster: IDENTITY.cluster, ..ClusterMap::default() };
                 map.controller.beat = self.last;
                 LogRecord::Map { version: MapVersion(self.last), map: Arc::new(map) }
@@ -177,6 +182,7 @@ fn add(sum: &mut LogState, record: &LogRecord) {
         LogRecord::Remove { replica } => {
             replicas.remove(replica);
         }
+        LogRecord::Lives(lives) => sum.lives.clone_from(lives),
         LogRecord::Map { version, map } => sum.map = Some((*version, Arc::clone(map))),
     }
 }

@@ -188,6 +188,7 @@ impl World {
                 | Fault::Crash { .. }
                 | Fault::PowerLoss
                 | Fault::DiskLoss { .. }
+                | Fault::DiskBack { .. }
                 | Fault::Rot { .. }
                 | Fault::Pause { .. }
                 | Fault::SlowDisk { .. }

@@ -1,6 +1,11 @@
 //! Servers at work: their steps, their log and rows, their processes.
 
-use super::super::{coverage::Sometimes, net::Subject, rows::Terms};
+use super::super::{
+    coverage::Sometimes,
+    log::LogState,
+    net::Subject,
+    rows::{SimRows, Terms},
+};
 use super::{Event, ServerNode, World, message_code, short};
 use crate::{
     faults::{Fault, Loss, Place},
@@ -9,7 +14,7 @@ use crate::{
 use std::collections::BTreeMap;
 use twinshard_core::{
     effect::{Note, ServerEffect, ServerInput},
-    id::{NodeId, ReplicaId, ServerId, Token},
+    id::{Incarnation, NodeId, OwnerNumber, ReplicaId, ServerId, Token},
     message::Message,
     server::{ServerConfig, ServerMachine},
     storage::{LogBatch, LostReason, Recovered, RecoveredReplica, StoreCommand, ViewState},
@@ -107,6 +112,7 @@ impl World {
             Note::Dropped { .. } => return,
             Note::RegisterWentBack { .. } => panic!("the register never goes back here: {note:?}"),
             Note::Suspected { .. }
+            | Note::DiskWentBack { .. }
             | Note::Recovered { .. }
             | Note::Respawning { .. }
             | Note::Restarted { .. }
@@ -261,7 +267,10 @@ impl World {
         node.owner = node.owner.next();
         let recovered = recover(node);
         self.trace.say(self.now, || format!("{id} starts as {} with {}", node.owner, short(&recovered)));
-        let config = ServerConfig { server: id, owner: node.owner, settings: self.plan.topology.settings.clone(), planted };
+        // Drawn apart, so that the rest of the process is as it was.
+        let incarnation = Incarnation(draw.split(1).word().max(1));
+        let settings = self.plan.topology.settings.clone();
+        let config = ServerConfig { server: id, owner: node.owner, incarnation, settings, planted };
         node.machine = Some(ServerMachine::open(config, recovered, node.process.local(self.now)));
         self.checks.coverage.hit(Sometimes::Spawned);
         self.step_server(id, ServerInput::Tick);
@@ -283,16 +292,50 @@ impl World {
     }
 }
 
+/// A copy of a server's disk, as it was while the server was down.
+#[derive(Clone, Debug)]
+pub(super) struct DiskCopy {
+    log: LogState,
+    rows: SimRows,
+    owner: OwnerNumber,
+}
+
+impl World {
+    /// The server dies for a moment, and somebody copies its disk.
+    pub(super) fn copy_disk(&mut self, id: ServerId) {
+        self.crash_server(id);
+        if let Some(node) = self.servers.get_mut(&id) {
+            node.copy = Some(DiskCopy { log: node.log.durable.clone(), rows: node.rows.clone(), owner: node.owner });
+        }
+    }
+
+    /// The server dies, and the copy takes the place of its disk.
+    pub(super) fn put_disk_back(&mut self, id: ServerId) {
+        self.crash_server(id);
+        let Some(node) = self.servers.get_mut(&id) else { return };
+        let Some(DiskCopy { log, rows, owner }) = node.copy.take() else { return };
+        let recorded = self.register.map.servers.get(&id).and_then(|record| record.incarnation);
+        let is_older = recorded.is_some_and(|recorded| !log.lives.seen.contains(&recorded));
+        self.checks.on_put_back(&node.log.durable, &log, is_older);
+        self.checks.coverage.hit(if is_older { Sometimes::DisksOlder } else { Sometimes::DisksPutBack });
+        (node.rows, node.owner) = (rows, owner);
+        node.log.put_back(log);
+        self.checks.on_crash(id, &node.log.durable);
+    }
+}
+
 /// What a server finds on its disk.
 fn recover(node: &mut ServerNode) -> Recovered {
     let mut replicas = BTreeMap::new();
     for (id, log) in &node.log.durable.replicas {
+        let is_lost = node.log.durable.lives.lost.contains(id);
         let view: Result<ViewState, LostReason> = node.rows.open(*id, log.base, log.reset);
+        let view = if is_lost { Err(LostReason::DiskWentBack) } else { view };
         let entries = log.entries.iter().cloned().collect();
         let replica = RecoveredReplica { shard: log.shard, promised: log.promised, commit: log.commit, base: log.base, entries, view };
         replicas.insert(*id, replica);
     }
-    Recovered { replicas, map: node.log.durable.map.clone() }
+    Recovered { replicas, map: node.log.durable.map.clone(), lives: node.log.durable.lives.clone() }
 }
 
 fn server_input_code(input: &ServerInput) -> (u64, u64) {

@@ -40,6 +40,10 @@ impl World {
             }
             Fault::DiskLoss { server, loss } => self.lose_disk(server, loss),
             Fault::Down { place: Place::Server(server), loses_disk: true } => self.lose_disk(server, Loss::Disk),
+            Fault::DiskBack { server } => {
+                self.copy_disk(server);
+                self.restart_server(server);
+            }
             Fault::Rot { server, pick } => {
                 if let Some(replica) = self.servers.get_mut(&server).and_then(|node| node.rows.rot(pick)) {
                     self.checks.on_rot(replica);
@@ -74,6 +78,10 @@ impl World {
                 if place < self.balancers.len() {
                     self.start_balancer(place);
                 }
+            }
+            Fault::DiskBack { server } => {
+                self.put_disk_back(server);
+                self.restart_server(server);
             }
             Fault::PowerLoss => self.start_everything(),
             Fault::Pause { place } => self.set_paused(place, false),
@@ -113,6 +121,7 @@ impl World {
             Fault::PowerLoss
             | Fault::Split { .. }
             | Fault::DiskLoss { .. }
+            | Fault::DiskBack { .. }
             | Fault::Rot { .. }
             | Fault::Register { .. }
             | Fault::ProvisionFails => vec![fault],
