@@ -697,7 +697,10 @@ impl Checks {
     }
 
     fn on_replica(&mut self, servers: &Servers, message: &ReplicaMessage) {
-        self.on_word(message.from, "speaks to others");
+        // That there is no such log here any more is true of whoever is gone.
+        if message.body != ReplicaBody::FetchRefused {
+            self.on_word(message.from, "speaks to others");
+        }
         match &message.body {
             ReplicaBody::Append { commit, entries, .. } => {
                 let leader = *self.leaders.entry(message.epoch).or_insert(message.from);
