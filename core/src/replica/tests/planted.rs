@@ -5,7 +5,7 @@ use super::{
     world::{World, config, replica, small_settings},
 };
 use crate::{
-    id::{Epoch, LogIndex, OwnerNumber, Position, SessionId},
+    id::{Epoch, Incarnation, LogIndex, Position, SessionId},
     message::{Freshness, LeadStage, ReplicaBody, ToBalancer},
     planted::{Bug, Planted},
     storage::LogRecord,
@@ -198,7 +198,7 @@ fn creates_again() {
         world.start(3);
         let message = crate::message::ToServer::Create {
             version: crate::id::MapVersion(1),
-            owner: OwnerNumber(1),
+            incarnation: Incarnation(1),
             replica: replica(3),
             shard: super::world::SHARD,
         };
