@@ -21,7 +21,7 @@ use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite},
     sync::{OwnedSemaphorePermit, Semaphore, watch},
     task::{AbortHandle, JoinSet},
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tower::ServiceExt;
 
@@ -31,6 +31,8 @@ pub(super) const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
 pub(super) const HEAD_BYTES_MAX: usize = 80 << 10;
 /// How long to wait after an accept failed, for example for want of file descriptors. A guess.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+/// How often it is told at most that accepts fail. A guess.
+const ACCEPT_TOLD_EVERY: Duration = Duration::from_secs(10);
 /// The connections for probes and operators. When they are taken, too, the oldest that is not being answered goes: a probe sends its request
 /// at once. A guess.
 pub const SPARE_MAX: usize = 32;
@@ -43,6 +45,7 @@ pub async fn serve<N: Network>(mut listener: N::Listener, router: Router, settin
     let places = Places::new(&settings);
     let mut spare = Spare::default();
     let mut connections = JoinSet::new();
+    let mut told_at = None;
     loop {
         let accepted = tokio::select! {
             biased;
@@ -53,7 +56,10 @@ pub async fn serve<N: Network>(mut listener: N::Listener, router: Router, settin
         let stream = match accepted {
             Ok(stream) => stream,
             Err(error) => {
-                tracing::warn!(%error, "could not accept a connection");
+                if told_at.is_none_or(|told_at: Instant| told_at.elapsed() >= ACCEPT_TOLD_EVERY) {
+                    tracing::warn!(%error, "could not accept connections; tries again all the time");
+                    told_at = Some(Instant::now());
+                }
                 sleep(ACCEPT_RETRY).await;
                 continue;
             }
@@ -210,5 +216,27 @@ impl Spare {
 
     fn add(&mut self, phase: Arc<Phase>, handle: AbortHandle) {
         self.0.push_back((phase, handle));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_address_cannot_take_all_places_unless_it_is_of_this_machine() {
+        let settings = HttpSettings { connections_max: 4, address_connections_max: 2, ..HttpSettings::default() };
+        let places = Places::new(&settings);
+        let [one, other, own] = ["10.0.0.1", "10.0.0.2", "127.0.0.1"].map(|address| address.parse().ok());
+        let taken = [places.take(one), places.take(one)];
+        assert!(taken.iter().all(Option::is_some) && places.take(one).is_none());
+        let others = [places.take(other), places.take(own)];
+        assert!(others.iter().all(Option::is_some) && places.take(own).is_none(), "there are four in all");
+        drop(taken);
+        assert!(places.take(one).is_some() && places.are_free());
+        drop(others);
+        assert!(places.by_address.lock().unwrap().is_empty(), "nothing is left of who is gone");
+        let own = [places.take(own), places.take(own), places.take(own), places.take(own)];
+        assert!(own.iter().all(Option::is_some) && !places.are_free());
     }
 }

@@ -108,3 +108,23 @@ async fn what_was_seen_after_the_header_stands_at_the_end_for_sessions() {
         assert_eq!(answer.get("session"), expected.map(|session| json!(session)).as_ref());
     }
 }
+
+/// Clients that do not read hold what they were given, and no more than that.
+#[tokio::test]
+async fn answers_under_way_are_counted_until_they_are_sent() {
+    for (settings, what) in [
+        (HttpSettings { streams_max: 1, ..HttpSettings::default() }, "answers that are sent page by page"),
+        (HttpSettings { requests_max: 1, ..HttpSettings::default() }, "requests with what is still being sent"),
+    ] {
+        let (router, _machine) = played(settings, |_| Some(page(0..1, &long(), Some(1_000))));
+        let first = ask(&router, request("POST", "/read", READ)).await;
+        assert_eq!(first.status(), 200);
+        let second = ask(&router, request("POST", "/read", READ)).await;
+        assert_eq!(second.headers()["retry-after"], "1");
+        let (status, answer) = json_of(second).await;
+        assert_eq!((status, &answer["code"]), (503, &json!("overloaded")), "{what}");
+        assert_eq!(ask(&router, request("GET", "/healthz", "")).await.status(), 200);
+        drop(first);
+        assert_eq!(ask(&router, request("POST", "/read", READ)).await.status(), 200, "{what}: it is free again");
+    }
+}
