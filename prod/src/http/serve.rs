@@ -36,6 +36,8 @@ const ACCEPT_TOLD_EVERY: Duration = Duration::from_secs(10);
 /// The connections for probes and operators. When they are taken, too, the oldest that is not being answered goes: a probe sends its request
 /// at once. A guess.
 pub const SPARE_MAX: usize = 32;
+/// How long each of them may take to send its request, however many come after it. A guess: longer than a probe takes.
+const SPARE_AGE_MIN: Duration = Duration::from_millis(50);
 /// The most bytes that are read only to be dropped, after an answer that did not wait for the end of its request. A guess: eight bodies of
 /// the largest allowed.
 const LINGER_BYTES_MAX: u64 = 256 << 20;
@@ -67,7 +69,7 @@ pub async fn serve<N: Network>(mut listener: N::Listener, router: Router, settin
         let client = N::peer(&stream);
         let place = places.take(client);
         let phase = Phase::new((place.is_none()).then(|| places.clone()));
-        if place.is_none() && !spare.make_room() {
+        if place.is_none() && !spare.make_room().await {
             continue;
         }
         let is_spare = place.is_none();
@@ -196,26 +198,31 @@ impl Drop for Place {
     }
 }
 
-/// The connections beyond those, the oldest first.
+/// The connections beyond those, the oldest first, and since when each is there.
 #[derive(Debug, Default)]
-struct Spare(VecDeque<(Arc<Phase>, AbortHandle)>);
+struct Spare(VecDeque<(Instant, Arc<Phase>, AbortHandle)>);
 
 impl Spare {
-    /// Whether there is room for one more; the oldest that is not being answered goes for it.
-    fn make_room(&mut self) -> bool {
-        self.0.retain(|(_, handle)| !handle.is_finished());
-        if self.0.len() < SPARE_MAX {
-            return true;
+    /// Whether there is room for one more; the oldest that is not being answered goes for it, once it had its time. Who comes meanwhile waits
+    /// to be accepted.
+    async fn make_room(&mut self) -> bool {
+        loop {
+            self.0.retain(|(_, _, handle)| !handle.is_finished());
+            if self.0.len() < SPARE_MAX {
+                return true;
+            }
+            let Some(oldest) = self.0.iter().position(|(_, phase, _)| !phase.is_serving()) else { return false };
+            let age = self.0.get(oldest).map_or(SPARE_AGE_MIN, |(since, ..)| since.elapsed());
+            if let Some(young) = SPARE_AGE_MIN.checked_sub(age).filter(|young| !young.is_zero()) {
+                sleep(young).await;
+            } else if let Some((_, _, handle)) = self.0.remove(oldest) {
+                handle.abort();
+            }
         }
-        let Some(oldest) = self.0.iter().position(|(phase, _)| !phase.is_serving()) else { return false };
-        if let Some((_, handle)) = self.0.remove(oldest) {
-            handle.abort();
-        }
-        true
     }
 
     fn add(&mut self, phase: Arc<Phase>, handle: AbortHandle) {
-        self.0.push_back((phase, handle));
+        self.0.push_back((Instant::now(), phase, handle));
     }
 }
 
