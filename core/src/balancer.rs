@@ -306,7 +306,15 @@ impl BalancerMachine {
 
     fn request(&mut self, now: Instant, token: Token, request: Request, deadline: Instant, out: &mut Vec<BalancerEffect>) {
         match request {
-            Request::Read { .. } | Request::ReadServer { .. } | Request::Write { .. } | Request::PickServer { .. } => {
+            Request::EndRead(pinned) => {
+                self.router.end_read(pinned, out);
+                out.push(BalancerEffect::Reply { token, reply: Reply::ReadEnded });
+            }
+            Request::Read { .. }
+            | Request::ReadPage { .. }
+            | Request::ReadServer { .. }
+            | Request::Write { .. }
+            | Request::PickServer { .. } => {
                 if self.config.role == Role::Controller {
                     out.push(BalancerEffect::Reply { token, reply: Reply::Failed(RequestError::OnlyControls) });
                 } else if self.router.knows(&request) {

@@ -9,6 +9,7 @@ pub mod effect;
 pub mod id;
 pub mod map;
 pub mod message;
+pub mod paging;
 pub mod planted;
 pub mod reason;
 pub mod recover;

@@ -94,6 +94,10 @@ pub enum ToServer {
     Execute(Execute),
     /// Read rows.
     Read(Read),
+    /// Read on in what a `Read` pinned. Answered with [`ToBalancer::ReadDone`].
+    ReadOn(ReadOn),
+    /// Nobody reads on in what is pinned there.
+    Unpin(Pin),
     /// Who are you? (/home) Answered with [`ToBalancer::Home`].
     Home {
         /// The answer carries it back.
@@ -156,8 +160,33 @@ pub struct Read {
     pub range: KeyRange,
     /// The most rows, at least 1.
     pub limit: u32,
+    /// The most rows wanted of the range in all. A page that ends before pins the state it is of, so that [`ToServer::ReadOn`] can give
+    /// the rest of the very same state. 0: the page is all that is wanted.
+    pub wanted: u32,
     /// How fresh.
     pub freshness: Freshness,
+}
+
+/// The state of a shard at one position, which a replica holds for whoever reads on in it. The number is unique over restarts of its server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Pin {
+    /// Who holds it.
+    pub replica: ReplicaId,
+    /// Which.
+    pub number: u64,
+}
+
+/// See [`ToServer::ReadOn`].
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ReadOn {
+    /// The answer carries it back.
+    pub tag: Tag,
+    /// What was pinned.
+    pub pin: Pin,
+    /// The keys: a part of the range that was asked for first, up to its end.
+    pub range: KeyRange,
+    /// The most rows, at least 1.
+    pub limit: u32,
 }
 
 /// From a server to a balancer.
@@ -304,6 +333,8 @@ pub enum ReadResult {
         read_index: Option<LogIndex>,
         /// By how many entries the replica was behind the commit index it knew.
         lag: u64,
+        /// What the replica pinned for the rest of the rows; never in answer to a [`ReadOn`].
+        pin: Option<Pin>,
     },
     /// It cannot serve this read; try another replica.
     Refused {
@@ -327,8 +358,12 @@ pub enum ReadRefusal {
     NoReadIndex,
     /// It has not applied enough yet and will not soon.
     Behind,
-    /// Its queue is full.
+    /// Its queue is full, or as much is pinned as may be.
     Busy,
+    /// It does not hold that pin (any more).
+    PinGone,
+    /// The primary has committed less than the read must have seen: nobody can have seen that.
+    NeverWas,
 }
 
 /// From one replica to another.

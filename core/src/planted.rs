@@ -87,6 +87,10 @@ bugs! {
     TrustsOlderDisk = "planted-r26-trusts-older-disk",
     /// R26: the controller records a life whose disk has not seen the recorded one.
     RecordsAnyLife = "planted-r26-records-any-life",
+    /// What is not flushed when a read's state is pinned is left out of its further pages.
+    PinsWithoutOverlay = "planted-pins-without-overlay",
+    /// The further pages of a read are asked of any replica, at its own index.
+    ContinuesElsewhere = "planted-continues-elsewhere",
 }
 
 /// Which bug is planted in a machine, if any.

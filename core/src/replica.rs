@@ -21,6 +21,7 @@ pub mod view;
 
 mod catch_up;
 mod durability;
+mod pins;
 mod read_round;
 mod reconfigure;
 mod replication;
@@ -32,7 +33,7 @@ pub(crate) mod tests;
 use crate::{
     config::Configuration,
     effect::Note,
-    id::{Epoch, Incarnation, LogIndex, NodeId, OwnerNumber, ReplicaId, ShardId, StageId},
+    id::{Epoch, Incarnation, LogIndex, NodeId, OwnerNumber, ReplicaId, ShardId, SnapshotId, StageId},
     log::Log,
     message::{LeadStage, ReplicaBody, ReplicaMessage, ReplicaStatus, ToBalancer},
     planted::{Bug, Planted},
@@ -43,6 +44,7 @@ use crate::{
 };
 use catch_up::{Intake, Lending, Swap};
 use durability::After;
+use pins::Pins;
 use read_round::{Asking, ReadTable};
 use reconfigure::Fetch;
 use replication::Lead;
@@ -93,6 +95,10 @@ pub(crate) enum StorePurpose {
     Open(ReplicaId),
     /// A piece was read for that replica.
     Chunk(ReplicaId),
+    /// A snapshot was opened for a read of several pages.
+    OpenPin(SnapshotId),
+    /// A page of such a read.
+    Pinned(SnapshotId),
     /// A snapshot was closed.
     Close,
 }
@@ -161,6 +167,7 @@ pub(crate) struct Replica {
     minted_count: u64,
 
     reads: ReadTable,
+    pins: Pins,
     asking: Asking,
 
     /// Records of this step.
@@ -261,6 +268,7 @@ impl Replica {
             lendings: BTreeMap::new(),
             minted_count: 0,
             reads: ReadTable::default(),
+            pins: Pins::default(),
             asking: Asking::default(),
             batch: Vec::new(),
             issued: 0,
@@ -458,6 +466,8 @@ impl Replica {
             StorePurpose::Swap(stage) => self.on_swapped(now, stage, answer),
             StorePurpose::Open(asker) => self.on_snapshot_opened(asker, &answer),
             StorePurpose::Chunk(asker) => self.on_chunk(asker, answer),
+            StorePurpose::OpenPin(snapshot) => self.on_pin_opened(now, snapshot, &answer),
+            StorePurpose::Pinned(snapshot) => self.on_pinned_rows(snapshot, answer),
             StorePurpose::Close => {}
         }
     }
@@ -473,6 +483,7 @@ impl Replica {
         self.tick_fetch(now);
         self.tick_intake(now);
         self.tick_lendings(now);
+        self.tick_pins(now);
     }
 
     /// Ends a step: moves what can move, closes the batch of records, checks the invariants.
@@ -504,6 +515,7 @@ impl Replica {
         }
         self.step_down();
         self.refuse_all_reads(crate::message::ReadRefusal::Lost);
+        self.end_pins(crate::message::ReadRefusal::Lost);
         self.lost = Some(reason);
         self.after.clear();
         self.acknowledgement = None;
@@ -614,6 +626,7 @@ impl Replica {
             self.fetch_deadline(),
             self.intake_deadline(),
             self.lendings_deadline(),
+            self.pins_deadline(),
             view,
         ]
         .into_iter()

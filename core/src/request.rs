@@ -3,9 +3,9 @@
 use crate::{
     command::{Idempotency, OnConflict, Operation},
     config::Configuration,
-    id::{Epoch, LogIndex, MapVersion, ReplicaId, ServerId, ShardId},
+    id::{Epoch, LogIndex, MapVersion, Position, ReplicaId, ServerId, ShardId},
     map::{ClusterMap, ReplicaStage},
-    message::ReplicaStatus,
+    message::{Pin, ReplicaStatus},
     schema::Schema,
     time::Duration,
     value::{Key, KeyRange, StoredRow},
@@ -91,7 +91,7 @@ pub enum Request {
         /// Stage 1: `n` is capped at the number of servers.
         capped: bool,
     },
-    /// Rows of a range, one page.
+    /// Rows of a range, one page: all that is wanted of this read.
     Read {
         /// The keys. The caller has checked `low <= high`.
         range: KeyRange,
@@ -100,6 +100,22 @@ pub enum Request {
         /// What must have been seen.
         consistency: Consistency,
     },
+    /// A page of a read of several. What is read of one shard is of one index on all of them: the answer to one page names what is pinned
+    /// for the next.
+    ReadPage {
+        /// The keys that are left.
+        range: KeyRange,
+        /// The most rows of the page, at least 1.
+        limit: u32,
+        /// The most rows wanted of all pages that are left, at least 1.
+        wanted: u32,
+        /// What must have been seen.
+        consistency: Consistency,
+        /// What the page before pinned, if it did.
+        pinned: Option<Pinned>,
+    },
+    /// Nobody reads on in what is pinned there.
+    EndRead(Pinned),
     /// What one replica of a server holds, one page, as it is.
     ReadServer {
         /// The server's name.
@@ -110,6 +126,10 @@ pub enum Request {
         range: KeyRange,
         /// The most rows.
         limit: u32,
+        /// The most rows wanted of all pages that are left; 0 if this is the only one.
+        wanted: u32,
+        /// What the page before pinned, if it did.
+        pinned: Option<Pinned>,
     },
     /// Operations on rows, atomic per shard, in order. A write, an update or a deletion.
     Write {
@@ -181,6 +201,8 @@ impl Request {
             Self::Drain { server } => format!("/drain of {server}"),
             Self::Status { .. }
             | Self::Read { .. }
+            | Self::ReadPage { .. }
+            | Self::EndRead(_)
             | Self::ReadServer { .. }
             | Self::Write { .. }
             | Self::Primary { change: false, .. }
@@ -231,7 +253,13 @@ pub enum Reply {
         rows: Vec<StoredRow>,
         /// Where to go on.
         next: Option<Key>,
+        /// What is pinned for that.
+        pinned: Option<Pinned>,
+        /// The position that was read at; `None` without a shard.
+        at: Option<Position>,
     },
+    /// To `EndRead`.
+    ReadEnded,
     /// To `Write`.
     Written(Written),
     /// To `Primary`.
@@ -261,6 +289,19 @@ pub enum Reply {
     Failed(RequestError),
 }
 
+/// Where the rest of a shard's rows is to be had as of the position that its first page was read at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Pinned {
+    /// Which shard.
+    pub shard: ShardId,
+    /// The server of the replica.
+    pub server: ServerId,
+    /// What it holds.
+    pub pin: Pin,
+    /// The position.
+    pub at: Position,
+}
+
 /// A page of rows.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Rows {
@@ -274,6 +315,8 @@ pub struct Rows {
     pub seen: BTreeMap<ShardId, LogIndex>,
     /// For `Stale`: by how many entries each shard's replica was behind the commit index it knew.
     pub lag: BTreeMap<ShardId, u64>,
+    /// What is pinned for the next page, where that goes on in a shard.
+    pub pinned: Option<Pinned>,
 }
 
 /// What a write did.
@@ -284,7 +327,7 @@ pub struct Written {
     /// Inserts that left the row that was there.
     pub skipped_count: u64,
     /// The position at which each shard's part was applied: the version of its rows, and the session token's content.
-    pub seen: BTreeMap<ShardId, crate::id::Position>,
+    pub seen: BTreeMap<ShardId, Position>,
 }
 
 /// How much of a request took effect.
@@ -327,7 +370,7 @@ pub struct ShardPart {
     /// Why not, if not.
     pub error: Option<Box<RequestError>>,
     /// Where it was applied, if it was: what the client has seen of that shard, for its session token.
-    pub seen: Option<(ShardId, crate::id::Position)>,
+    pub seen: Option<(ShardId, Position)>,
 }
 
 /// Everything a client may be told when its request was well formed but did not work. Display is the message without `<Error>`.
@@ -381,6 +424,12 @@ pub enum RequestError {
     /// The shard has no replica that could serve, or none that may, and the deadline came.
     #[error("Shard '{0}' has no replica that can serve this now")]
     ShardUnavailable(Box<str>),
+    /// What was pinned for the rest of a read is gone: nothing of another moment is given in its place.
+    #[error("The rest of shard '{0}' as of the beginning of this read is gone: it was read too slowly, or its server stopped. Read again")]
+    ReadCut(Box<str>),
+    /// A session token that names what never was.
+    #[error("The session token says that entry {1} of shard '{0}' was seen, which has none such: it is of another cluster, or was made up")]
+    TokenBeyond(Box<str>, LogIndex),
     /// No server is up.
     #[error("No server is available")]
     NoServer,
@@ -428,12 +477,13 @@ impl RequestError {
             | Self::NoSuchServer
             | Self::NoSuchShard(_)
             | Self::NotInitialised
+            | Self::TokenBeyond(..)
             | Self::OutOfRange(_) => ErrorKind::Invalid,
             Self::AlreadyInitialised | Self::Refused(_) | Self::Exists(_) | Self::ClusterOwned | Self::OnlyControls => ErrorKind::Conflict,
             Self::Missing(_) => ErrorKind::NotFound,
             Self::KeyReused => ErrorKind::Mismatch,
             Self::Overloaded => ErrorKind::Overloaded,
-            Self::ShardUnavailable(_) | Self::NoServer | Self::RegisterUnavailable => ErrorKind::Unavailable,
+            Self::ShardUnavailable(_) | Self::ReadCut(_) | Self::NoServer | Self::RegisterUnavailable => ErrorKind::Unavailable,
             Self::OutcomeUnknown | Self::StillChanging => ErrorKind::Timeout,
             Self::Parts(parts) => {
                 parts.values().filter_map(|part| part.error.as_ref().map(|error| error.kind())).max().unwrap_or(ErrorKind::Conflict)
@@ -460,6 +510,8 @@ impl RequestError {
             Self::KeyReused => "idempotency-key-reused",
             Self::Overloaded => "overloaded",
             Self::ShardUnavailable(_) => "shard-unavailable",
+            Self::ReadCut(_) => "read-cut",
+            Self::TokenBeyond(..) => "session-token-beyond",
             Self::NoServer => "no-server",
             Self::OutcomeUnknown => "outcome-unknown",
             Self::StillChanging => "still-changing",
@@ -497,6 +549,8 @@ impl RequestError {
             | Self::KeyReused
             | Self::Overloaded
             | Self::ShardUnavailable(_)
+            | Self::ReadCut(_)
+            | Self::TokenBeyond(..)
             | Self::NoServer
             | Self::RegisterUnavailable
             | Self::ClusterOwned
@@ -505,7 +559,7 @@ impl RequestError {
     }
 
     /// What the client has seen in spite of the error: the parts that were applied.
-    pub fn seen(&self) -> impl Iterator<Item = (ShardId, crate::id::Position)> {
+    pub fn seen(&self) -> impl Iterator<Item = (ShardId, Position)> {
         let parts = if let Self::Parts(parts) = self { Some(parts) } else { None };
         parts.into_iter().flat_map(BTreeMap::values).filter_map(|part| part.seen)
     }
@@ -641,7 +695,13 @@ pub enum ServerRequest {
         limit: u32,
         /// What must have been seen.
         consistency: Consistency,
+        /// The most rows wanted of all pages that are left; 0 if this is the only one.
+        wanted: u32,
+        /// What the page before pinned, if it did.
+        pinned: Option<Pinned>,
     },
+    /// Nobody reads on in what is pinned there.
+    EndRead(Pinned),
     /// Operations on rows of a shard, through the replicated log, forwarded to the primary where this server is not.
     Write {
         /// The shard's name.
@@ -675,9 +735,13 @@ pub enum ServerReply {
         rows: Vec<StoredRow>,
         /// Where to go on.
         next: Option<Key>,
+        /// What is pinned for that.
+        pinned: Option<Pinned>,
         /// The index that was read at.
         at: LogIndex,
     },
+    /// To `EndRead`.
+    ReadEnded,
     /// To `Write`.
     Written {
         /// What came of it.

@@ -84,6 +84,15 @@ pub struct ServerSettings {
     pub snapshots_max: usize,
     /// A learner no more than so many entries behind may become a member.
     pub learner_close_count: u64,
+    /// The most reads of several pages that one replica keeps a state for at once; one more is answered busy. A guess: they are long, and each
+    /// is a snapshot of the row store (a connection, where that is a database).
+    pub pins_max: usize,
+    /// About the most bytes that those states keep of what is not in the row store yet.
+    pub pin_bytes_max: usize,
+    /// When a state that nobody reads on in is let go: how slow a client may be at one page.
+    pub pin_idle_max: Duration,
+    /// When it is let go in any case: what a store keeps for its sake grows with every write.
+    pub pin_life_max: Duration,
     /// How often an idle follower is sent an empty append.
     pub heartbeat_every: Duration,
     /// When a message between replicas that was not answered is sent again; doubled up to eight times.
@@ -122,6 +131,10 @@ impl Default for ServerSettings {
             learners_max: 16,
             snapshots_max: 4,
             learner_close_count: 64,
+            pins_max: 8,
+            pin_bytes_max: 32 << 20,
+            pin_idle_max: Duration::from_millis(15_000),
+            pin_life_max: Duration::from_millis(300_000),
             heartbeat_every: Duration::from_millis(100),
             resend_after: Duration::from_millis(100),
             commit_spread_after: Duration::from_millis(2),
@@ -387,6 +400,20 @@ impl ServerMachine {
                 } else {
                     let result = ReadResult::Refused { epoch: Epoch(0), reason: ReadRefusal::NoSuchReplica };
                     self.answer(from, ToBalancer::ReadDone { tag, result }, out);
+                }
+            }
+            ToServer::ReadOn(read) => {
+                let tag = read.tag;
+                if let Some(replica) = self.touch(read.pin.replica) {
+                    replica.read_on(now, from, read);
+                } else {
+                    let result = ReadResult::Refused { epoch: crate::id::Epoch(0), reason: ReadRefusal::PinGone };
+                    self.answer(from, ToBalancer::ReadDone { tag, result }, out);
+                }
+            }
+            ToServer::Unpin(pin) => {
+                if let Some(replica) = self.touch(pin.replica) {
+                    replica.unpin(pin);
                 }
             }
         }

@@ -274,7 +274,7 @@ pub enum StoreCommand {
     Flush(Box<FlushBatch>),
     /// Reads rows as of the last flush that was answered or later.
     Read(RowQuery),
-    /// Opens a snapshot: a view that stays as it is now. At most one per learner; the machine closes it.
+    /// Opens a snapshot: a view that stays as it is now. At most one per learner, and a few for reads; the machine closes it.
     OpenSnapshot(SnapshotId),
     /// Reads a piece of about `bytes_max` bytes, from the start without a cursor.
     ReadSnapshot {
@@ -284,6 +284,13 @@ pub enum StoreCommand {
         cursor: Option<SnapshotCursor>,
         /// About the most bytes.
         bytes_max: u32,
+    },
+    /// Reads rows as of a snapshot. [`StoreAnswer::Unavailable`] if it is not open (any more).
+    ReadPinned {
+        /// Which snapshot.
+        snapshot: SnapshotId,
+        /// Which rows.
+        query: RowQuery,
     },
     /// Closes a snapshot. Closing what is not open is fine.
     CloseSnapshot(SnapshotId),
@@ -317,7 +324,7 @@ pub enum StoreAnswer {
         /// The durable applied position.
         durable: Position,
     },
-    /// The rows: of `Read`.
+    /// The rows: of `Read` and `ReadPinned`.
     Rows(RowPage),
     /// The snapshot is open, at this position: of `OpenSnapshot`.
     SnapshotOpened {

@@ -92,6 +92,12 @@ impl<Q, A: Failing> Handle<Q, A> {
         }
     }
 
+    /// Says something that nobody waits for. Lost if the driver has too much to do.
+    pub fn tell(&self, request: Q) {
+        let (reply, _) = oneshot::channel();
+        let _ = self.asks.try_send(Ask { request, deadline: Instant::now() + GRACE, reply, id: None });
+    }
+
     /// What the node tells people.
     #[must_use]
     pub const fn telemetry(&self) -> &Telemetry {

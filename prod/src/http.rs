@@ -8,6 +8,7 @@ mod connection;
 pub mod error;
 mod fields;
 mod guard;
+mod held;
 mod json;
 mod leftover;
 mod numbers;

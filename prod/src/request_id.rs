@@ -96,6 +96,7 @@ pub(crate) const fn asked(message: &Message) -> Option<(&'static str, Tag)> {
     match message {
         Message::ToServer(ToServer::Execute(execute)) => Some(("write", execute.tag)),
         Message::ToServer(ToServer::Read(read)) => Some(("read", read.tag)),
+        Message::ToServer(ToServer::ReadOn(read)) => Some(("read", read.tag)),
         _ => None,
     }
 }

@@ -238,6 +238,8 @@ impl Kind {
             | Request::Status { .. }
             | Request::Add { .. }
             | Request::Remove { .. }
+            | Request::ReadPage { .. }
+            | Request::EndRead(_)
             | Request::ReadServer { .. }
             | Request::Primary { .. }
             | Request::Move { .. }

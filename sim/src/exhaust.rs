@@ -8,7 +8,7 @@ use crate::{
         world::{RunResult, World},
     },
     panics,
-    plan::{Action, Level, Plan, PlannedOperation, StorageWeather, Topology, unique_row, unique_value},
+    plan::{Action, Level, Pages, Plan, PlannedOperation, StorageWeather, Topology, unique_row, unique_value},
 };
 use std::{
     collections::BTreeMap,
@@ -140,6 +140,7 @@ fn plan(server_count: usize, replicas: &[usize], write_quorum: Option<u32>, acti
                 ..BalancerConfig::default()
             },
             storage: StorageWeather { sync_max: Duration(50_000), ..StorageWeather::default() },
+            pages: Pages::default(),
         },
         operations: operations.collect(),
         faults: Vec::new(),

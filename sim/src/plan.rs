@@ -59,6 +59,23 @@ pub struct Topology {
     pub balancer: BalancerConfig,
     /// How storage behaves when nothing is wrong.
     pub storage: StorageWeather,
+    /// How clients read.
+    pub pages: Pages,
+}
+
+/// How clients read ranges: page by page, as a balancer's HTTP does for them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Pages {
+    /// The most rows of a page.
+    pub rows: u32,
+    /// The longest that a client takes over a page, now and then.
+    pub pause_max: Duration,
+}
+
+impl Default for Pages {
+    fn default() -> Self {
+        Self { rows: 2_048, pause_max: Duration::ZERO }
+    }
 }
 
 /// How storage behaves when nothing is wrong.
@@ -95,6 +112,7 @@ impl Default for Topology {
             settings: ServerSettings::default(),
             balancer: BalancerConfig { policy: Policy::Ring, ..BalancerConfig::default() },
             storage: StorageWeather::default(),
+            pages: Pages::default(),
         }
     }
 }
@@ -128,7 +146,7 @@ pub enum Action {
         /// Overrides the cluster's default.
         on_conflict: Option<OnConflict>,
     },
-    /// A read of a range, page by page not: one page.
+    /// A read of a range, page by page.
     Read {
         /// The keys.
         range: KeyRange,
@@ -143,6 +161,17 @@ pub enum Action {
         server: Box<str>,
         /// The shard's name.
         shard: Box<str>,
+    },
+    /// A read at a server's own HTTP, page by page.
+    ReadAtServer {
+        /// Which server, by its place.
+        server: u64,
+        /// The shard's name.
+        shard: Box<str>,
+        /// The keys.
+        range: KeyRange,
+        /// How fresh.
+        level: Level,
     },
     /// A write at a server's own HTTP.
     WriteAtServer {
@@ -218,6 +247,9 @@ impl fmt::Display for Action {
             }
             Self::Read { range, limit, level } => write!(f, "read {}..={} limit {limit} {level:?}", range.low, range.high),
             Self::ReadServer { server, shard } => write!(f, "read {shard} as {server} holds it"),
+            Self::ReadAtServer { server, shard, range, level } => {
+                write!(f, "read {}..={} of {shard} {level:?} at server {server}", range.low, range.high)
+            }
             Self::WriteAtServer { server, shard, operations } => {
                 write!(f, "write at server {server} to {shard}")?;
                 operations.iter().try_for_each(|operation| write_operation(f, operation))

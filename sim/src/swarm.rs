@@ -4,7 +4,7 @@
 use crate::{
     faults::{Fault, Loss, Place, RegisterFault, Way, Window},
     keyed::MILLION,
-    plan::{Action, Level, Plan, PlannedOperation, StorageWeather, Topology, unique_row, unique_value},
+    plan::{Action, Level, Pages, Plan, PlannedOperation, StorageWeather, Topology, unique_row, unique_value},
 };
 use rand_chacha::{
     ChaCha8Rng,
@@ -34,6 +34,7 @@ enum Stream {
     Workload,
     Faults,
     Relocations,
+    Reads,
 }
 
 /// Dice of one stream.
@@ -71,12 +72,15 @@ impl Dice {
 #[must_use]
 pub fn plan(seed: u64, planted: Planted) -> Plan {
     let mut options = Dice::new(seed, Stream::Options);
-    let topology = topology(&mut Dice::new(seed, Stream::Topology));
+    let mut topology = topology(&mut Dice::new(seed, Stream::Topology));
+    let mut reads = Dice::new(seed, Stream::Reads);
+    page_limits(&mut reads, &mut topology);
     let span_ms = options.between(2_000, 7_000);
     let count = options.between(100, 160);
     let end = Instant((WORKLOAD_AT_MS + span_ms) * 1_000_000);
     let mut operations = operations(&mut Dice::new(seed, Stream::Workload), &topology, count, span_ms);
     operations.extend(relocations(&mut Dice::new(seed, Stream::Relocations), &topology, span_ms));
+    operations.extend(wide_reads(&mut reads, &topology, span_ms));
     operations.sort_by_key(|operation| (operation.at, operation.id));
     let faults = faults(&mut Dice::new(seed, Stream::Faults), &mut options, &topology, end);
     Plan { seed, topology, operations, faults, heal_at: end, heal_within: Duration::from_millis(20_000), planted, staged: false }
@@ -150,6 +154,7 @@ fn topology(dice: &mut Dice) -> Topology {
             flush_durable_ppm: dice.pick(&[0, 200_000, MILLION]),
             start_max: dice.ms(1, 60),
         },
+        pages: Pages::default(),
     }
 }
 
@@ -195,6 +200,46 @@ fn relocations(dice: &mut Dice, topology: &Topology, span_ms: u64) -> Vec<Planne
         let balancer = dice.below(topology.balancer_count as u64) as usize;
         let (timeout, action) = (Duration::from_millis(5_000), Action::Raw(request));
         operations.push(PlannedOperation { id, at, client, balancer, timeout, retries: 0, action });
+    }
+    operations
+}
+
+/// Reads of several pages are the rule: pages are small, what is held for them is little and short.
+fn page_limits(dice: &mut Dice, topology: &mut Topology) {
+    topology.pages = Pages {
+        rows: dice.pick(&[1, 2, 3, 4, 100]),
+        pause_max: dice.pick(&[Duration::ZERO, Duration::from_millis(20), Duration::from_millis(800)]),
+    };
+    let settings = &mut topology.settings;
+    settings.pins_max = dice.pick(&[1, 2, 8, 8]);
+    settings.pin_bytes_max = dice.pick(&[0, 300, 32 << 20, 32 << 20]);
+    settings.pin_idle_max = dice.ms(50, 1_500);
+    settings.pin_life_max = dice.ms(200, 5_000);
+}
+
+/// Ids of reads that go over whole shards and several, and of those at servers: beyond those of moves.
+const WIDE_READS_FROM: u32 = 6_000;
+
+fn wide_reads(dice: &mut Dice, topology: &Topology, span_ms: u64) -> Vec<PlannedOperation> {
+    let keys = topology.shards.len() as i64 * SHARD_KEYS;
+    let mut operations = Vec::new();
+    for step in 0..dice.pick(&[0, 4, 12]) {
+        let at = Instant((WORKLOAD_AT_MS * 1_000_000) + dice.below(span_ms * 1_000_000));
+        let level = dice.pick(&[Level::Linearizable, Level::Linearizable, Level::Session, Level::Session, Level::Stale]);
+        let action = if dice.percent(70) {
+            // Whole shards, several of them, and beyond all.
+            let low = Key(dice.pick(&[0, 0, SHARD_KEYS / 2, SHARD_KEYS]));
+            let high = Key(dice.pick(&[SHARD_KEYS - 1, keys - 1, keys, 1_000_000]).max(low.0));
+            Action::Read { range: KeyRange { low, high }, limit: dice.pick(&[1, 2, 5, 9, 1_000]), level }
+        } else {
+            let shard = dice.between(1, topology.shards.len() as u64);
+            let range = dice.pick(&[KeyRange::ALL, KeyRange { low: Key(2), high: Key(SHARD_KEYS + 3) }]);
+            Action::ReadAtServer { server: dice.between(1, topology.servers.len() as u64), shard: shard_name(shard), range, level }
+        };
+        // The clients of the other operations: a session goes over balancers and servers.
+        let (client, balancer) = (dice.below(8) as u32, dice.below(topology.balancer_count as u64) as usize);
+        let timeout = Duration::from_millis(dice.pick(&[300, 3_000, 10_000]));
+        operations.push(PlannedOperation { id: WIDE_READS_FROM + step, at, client, balancer, timeout, retries: 0, action });
     }
     operations
 }

@@ -26,10 +26,11 @@ use crate::{
     effect::{BalancerEffect, Note},
     id::{Epoch, Incarnation, MapVersion, ReplicaId, ServerId, SessionId, ShardId, Token},
     map::ClusterMap,
-    message::{Message, Tag, ToBalancer, ToServer},
-    request::{Health, Reply, Request, RequestError},
+    message::{Message, Pin, Tag, ToBalancer, ToServer},
+    planted::{Bug, Planted},
+    request::{Consistency, Health, Reply, Request, RequestError},
     time::{Duration, Instant},
-    value::Key,
+    value::{Key, KeyRange},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -115,6 +116,7 @@ enum Cause {
 #[derive(Clone, Debug)]
 pub(crate) struct Router {
     requests_max: usize,
+    planted: Planted,
     seed: u64,
     now: Instant,
     picker: Picker,
@@ -132,6 +134,8 @@ pub(crate) struct Router {
     timers: BTreeSet<(Instant, Timer)>,
     /// Shards whose line may move although nothing came in since.
     freed: BTreeSet<ShardId>,
+    /// What replicas hold for reads that go on.
+    pins: BTreeMap<Pin, ServerId>,
     refresh: bool,
     refresh_not_before: Instant,
     /// Messages ever sent, by server.
@@ -144,6 +148,7 @@ impl Router {
     pub(crate) fn new(config: &BalancerConfig) -> Self {
         Self {
             requests_max: config.requests_max,
+            planted: config.planted,
             seed: config.seed,
             now: Instant::default(),
             picker: Picker::new(config.policy, config.seed),
@@ -158,6 +163,7 @@ impl Router {
             load_counts: BTreeMap::new(),
             timers: BTreeSet::new(),
             freed: BTreeSet::new(),
+            pins: BTreeMap::new(),
             refresh: false,
             refresh_not_before: Instant::default(),
             request_counts: BTreeMap::new(),
@@ -303,7 +309,10 @@ impl Router {
     pub(crate) fn knows(&self, request: &Request) -> bool {
         let Some(routes) = self.routes.as_ref().filter(|routes| routes.map().schema.is_some()) else { return false };
         match request {
-            Request::Read { range, .. } => routes.covers(*range),
+            Request::Read { range, consistency, .. } => Self::knows_range(routes, *range, consistency),
+            // The first page has found out which shards there are.
+            Request::ReadPage { pinned: Some(_), .. } | Request::EndRead(_) => true,
+            Request::ReadPage { range, consistency, pinned: None, .. } => Self::knows_range(routes, *range, consistency),
             Request::Write { operations, .. } => operations.iter().all(|operation| routes.shard_at(operation.key()).is_some()),
             Request::ReadServer { server, .. } => routes.map().server_named(server).is_some(),
             Request::Init { .. }
@@ -315,6 +324,17 @@ impl Router {
             | Request::Explain(_)
             | Request::Primary { .. }
             | Request::PickServer { .. } => true,
+        }
+    }
+
+    /// Whether the map at hand is new enough for a read of the range. Another balancer may have added a shard in it, written to it, and
+    /// answered: a read that is to see all that was acknowledged needs a map that is read later. One that is to see what its client has seen
+    /// needs that only for shards that the client names; one that may be stale takes the map as it takes the rows.
+    fn knows_range(routes: &Routes, range: KeyRange, consistency: &Consistency) -> bool {
+        match consistency {
+            Consistency::Linearizable => routes.covers(range),
+            Consistency::Session(seen) => routes.covers(range) || seen.keys().all(|shard| routes.shard(*shard).is_some()),
+            Consistency::Stale => true,
         }
     }
 
@@ -405,10 +425,15 @@ impl Router {
         match request {
             Request::Read { range, limit, consistency } => {
                 let _ = routes.map().schema.as_ref().ok_or(RequestError::NotInitialised)?;
-                Ok(Job::Read(read::Scatter::new(routes, range, limit, consistency)))
+                Ok(Job::Read(read::Scatter::new(routes, range, (limit, 0), consistency, None)))
             }
-            Request::ReadServer { server, shard, range, limit } => {
-                Ok(Job::ReadServer(read::AtServer::new(routes, &server, shard.as_deref(), range, limit)?))
+            Request::ReadPage { range, limit, wanted, consistency, pinned } => {
+                let _ = routes.map().schema.as_ref().ok_or(RequestError::NotInitialised)?;
+                let pinned = pinned.filter(|_| !self.planted.has(Bug::ContinuesElsewhere));
+                Ok(Job::Read(read::Scatter::new(routes, range, (limit, wanted), consistency, pinned)))
+            }
+            Request::ReadServer { server, shard, range, limit, wanted, pinned } => {
+                Ok(Job::ReadServer(read::AtServer::new(routes, (&server, shard.as_deref()), range, (limit, wanted), pinned)?))
             }
             Request::Write { operations, on_conflict, idempotency } => {
                 let write = write::Write::new(routes, operations, on_conflict, idempotency)?;
@@ -419,6 +444,7 @@ impl Router {
             }
             Request::PickServer { request_id } => Ok(Job::Pick(pick::Pick::new(routes, request_id)?)),
             Request::Init { .. }
+            | Request::EndRead(_)
             | Request::Status { .. }
             | Request::Add { .. }
             | Request::Remove { .. }

@@ -47,7 +47,12 @@ impl BalancerMachine {
             | Request::Move { .. }
             | Request::Drain { .. }
             | Request::Primary { change: true, .. } => true,
-            Request::Read { .. } | Request::ReadServer { .. } | Request::Write { .. } | Request::PickServer { .. } => false,
+            Request::Read { .. }
+            | Request::ReadPage { .. }
+            | Request::EndRead(_)
+            | Request::ReadServer { .. }
+            | Request::Write { .. }
+            | Request::PickServer { .. } => false,
         }
     }
 
@@ -214,6 +219,8 @@ impl BalancerMachine {
             | Request::Explain(_)
             | Request::Primary { change: false, .. }
             | Request::Read { .. }
+            | Request::ReadPage { .. }
+            | Request::EndRead(_)
             | Request::ReadServer { .. }
             | Request::Write { .. }
             | Request::PickServer { .. } => None,

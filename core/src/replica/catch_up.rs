@@ -224,6 +224,7 @@ impl Replica {
     pub(super) fn begin_swap(&mut self, now: Instant, stage: StageId, position: Position) {
         // Reads of the old rows have nothing to wait for any more, and the old view gets no answers.
         self.refuse_all_reads(ReadRefusal::Behind);
+        self.end_pins(ReadRefusal::Behind);
         self.generation += 1;
         self.swap = Some(Swap { stage, position, ask_at: None, asked: false });
         for lent in std::mem::take(&mut self.lendings).into_values() {

@@ -3,7 +3,7 @@
 //!
 //! ReadIndex of Ongaro's dissertation, section 6.4, with the round confirmed by a write quorum, which meets every seal quorum.
 
-use super::{Replica, ReplicaEffect, Role, replication::Lead};
+use super::{Replica, ReplicaEffect, Role, pins::Reader, replication::Lead};
 use crate::{
     config::Configuration,
     id::{Epoch, LogIndex, NodeId, ReplicaId},
@@ -11,7 +11,7 @@ use crate::{
     planted::Bug,
     quorum,
     time::Instant,
-    value::KeyRange,
+    value::{Key, KeyRange},
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -64,6 +64,9 @@ struct PendingRead {
     tag: Tag,
     range: KeyRange,
     limit: u32,
+    wanted: u32,
+    /// What it must have seen, by its client's word.
+    wants: Option<LogIndex>,
     read_index: Option<LogIndex>,
     phase: Phase,
     give_up_at: Instant,
@@ -103,7 +106,7 @@ pub(super) struct RowsRead {
 impl Replica {
     /// Takes a read on, or refuses it at once.
     pub(crate) fn read(&mut self, now: Instant, from: NodeId, read: Read) {
-        let Read { tag, replica: _, range, limit, freshness } = read;
+        let Read { tag, replica: _, range, limit, wanted, freshness } = read;
         let refusal = if self.lost.is_some() {
             Some(ReadRefusal::Lost)
         } else if self.reads.reads.len() >= self.context.settings.reads_max {
@@ -130,12 +133,21 @@ impl Replica {
             Freshness::AtLeast(_) | Freshness::Any => Phase::Rows,
         };
         let limit = limit.max(1);
-        self.reads.reads.insert(id, PendingRead { to: from, tag, range, limit, read_index: None, phase, give_up_at });
+        let wants = if let Freshness::AtLeast(index) = freshness { Some(index) } else { None };
+        self.reads.reads.insert(id, PendingRead { to: from, tag, range, limit, wanted, wants, read_index: None, phase, give_up_at });
         match freshness {
             Freshness::Linearizable(_) if self.serves_as_primary() => self.want_index(Asker::Here(id)),
             Freshness::Linearizable(_) => self.asking.waiting.push(id),
             Freshness::AtLeast(index) => {
                 self.reads.behind.insert((index, id));
+                // More than is known to be committed: the primary knows whether anybody can have seen that. Where none answers, it waits.
+                if index > self.commit {
+                    if self.serves_as_primary() {
+                        self.want_index(Asker::Here(id));
+                    } else if self.leader.is_some() {
+                        self.asking.waiting.push(id);
+                    }
+                }
             }
             Freshness::Any => {
                 self.reads.behind.insert((LogIndex(0), id));
@@ -174,7 +186,7 @@ impl Replica {
     fn give_index(&mut self, asker: Asker, index: Option<LogIndex>) {
         match (asker, index) {
             (Asker::Here(id), Some(index)) => self.has_index(id, index),
-            (Asker::Here(id), None) => self.refuse_read(id, ReadRefusal::NoReadIndex),
+            (Asker::Here(id), None) => self.has_no_index(id, ReadRefusal::NoReadIndex),
             (Asker::There(to, tag), index) => self.send(to, ReplicaBody::ReadIndexIs { tag, index }),
         }
     }
@@ -252,7 +264,7 @@ impl Replica {
         let current = lead.rounds.current.map_or_else(Vec::new, |round| round.askers);
         for asker in current.into_iter().chain(lead.rounds.waiting) {
             match asker {
-                Asker::Here(id) => self.refuse_read(id, ReadRefusal::WrongEpoch),
+                Asker::Here(id) => self.has_no_index(id, ReadRefusal::WrongEpoch),
                 Asker::There(to, tag) => self.send(to, ReplicaBody::ReadIndexIs { tag, index: None }),
             }
         }
@@ -290,7 +302,7 @@ impl Replica {
         let reads = std::mem::take(&mut self.asking.waiting);
         let Some(leader) = self.leader else {
             for id in reads {
-                self.refuse_read(id, ReadRefusal::NoReadIndex);
+                self.has_no_index(id, ReadRefusal::NoReadIndex);
             }
             return;
         };
@@ -310,7 +322,7 @@ impl Replica {
         for id in question.reads {
             match index {
                 Some(index) => self.has_index(id, index),
-                None => self.refuse_read(id, ReadRefusal::NoReadIndex),
+                None => self.has_no_index(id, ReadRefusal::NoReadIndex),
             }
         }
         // The index is one that the primary knows to be committed: as good as any it sends with an append (R2).
@@ -326,12 +338,27 @@ impl Replica {
     pub(super) fn stop_asking(&mut self, _now: Instant) {
         let asked = self.asking.asked.take().map_or_else(Vec::new, |question| question.reads);
         for id in asked.into_iter().chain(std::mem::take(&mut self.asking.waiting)) {
-            self.refuse_read(id, ReadRefusal::WrongEpoch);
+            self.has_no_index(id, ReadRefusal::WrongEpoch);
+        }
+    }
+
+    /// There is no read index to be had now. Who goes by what its client has seen can do without.
+    fn has_no_index(&mut self, id: u64, reason: ReadRefusal) {
+        if self.reads.reads.get(&id).is_some_and(|read| read.wants.is_none()) {
+            self.refuse_read(id, reason);
         }
     }
 
     fn has_index(&mut self, id: u64, index: LogIndex) {
         if let Some(read) = self.reads.reads.get_mut(&id) {
+            if let Some(wants) = read.wants {
+                // Whatever was seen was committed before it was, so a read index that is asked for later is not below it.
+                if wants > index {
+                    self.reads.behind.remove(&(wants, id));
+                    self.refuse_read(id, ReadRefusal::NeverWas);
+                }
+                return;
+            }
             read.read_index = Some(index);
             read.phase = Phase::Rows;
             self.reads.behind.insert((index, id));
@@ -351,13 +378,17 @@ impl Replica {
         ready.into_iter().filter_map(|id| self.reads.reads.get(&id).map(|read| (id, read.range, read.limit))).collect()
     }
 
-    pub(super) fn finish_read(&mut self, id: u64, read: RowsRead) {
-        let RowsRead { rows, more, at } = read;
-        let Some(PendingRead { to, tag, read_index, .. }) = self.reads.reads.remove(&id) else { return };
+    pub(super) fn finish_read(&mut self, now: Instant, id: u64, read: RowsRead) {
+        let at = read.at;
+        let Some(PendingRead { to, tag, range, wanted, read_index, .. }) = self.reads.reads.remove(&id) else { return };
         // I6: a read contains what its index stands for.
         assert!(read_index.is_none_or(|index| index <= at.index), "I6: {} read at {at} for the read index {read_index:?}", self.id);
-        let lag = self.commit.0.saturating_sub(at.index.0);
-        self.tell(to, ToBalancer::ReadDone { tag, result: ReadResult::Rows { rows, more, at, read_index, lag } });
+        let reader = Reader { to, tag, read_index };
+        let rest = read.rows.last().filter(|_| read.more).and_then(|last| last.row.key.0.checked_add(1)).map(Key);
+        match rest.filter(|rest| *rest <= range.high) {
+            Some(rest) if read.rows.len() < wanted as usize => self.pin(now, reader, KeyRange { low: rest, high: range.high }, read),
+            Some(_) | None => self.tell_rows(reader, read.rows, read.more, at, None),
+        }
     }
 
     fn refuse_read(&mut self, id: u64, reason: ReadRefusal) {

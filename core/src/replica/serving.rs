@@ -48,7 +48,7 @@ impl Replica {
     }
 
     /// Does what the view wants done.
-    pub(super) fn carry_out(&mut self, _now: Instant, effects: Vec<ViewEffect>) {
+    pub(super) fn carry_out(&mut self, now: Instant, effects: Vec<ViewEffect>) {
         for effect in effects {
             match effect {
                 ViewEffect::Store { request, command } => {
@@ -56,7 +56,7 @@ impl Replica {
                     self.out.push(ReplicaEffect::Store { purpose, command });
                 }
                 ViewEffect::Applied { position, request: _, result } => self.answer(position, result),
-                ViewEffect::ReadDone { id, rows, more, at } => self.finish_read(id, RowsRead { rows, more, at }),
+                ViewEffect::ReadDone { id, rows, more, at } => self.finish_read(now, id, RowsRead { rows, more, at }),
                 ViewEffect::Lost(reason) => {
                     self.lose(reason);
                     return;

@@ -2,6 +2,7 @@
 
 mod catch_up;
 mod chaos;
+mod pins;
 #[cfg(feature = "planted")]
 mod planted;
 mod reads;

@@ -37,6 +37,8 @@ const STORE_HANGS_AFTER: Duration = Duration::from_millis(3_000);
 const PROBE_AFTER: Duration = Duration::from_millis(5_000);
 /// The most keys of one load of old rows.
 const LOAD_KEYS_MAX: usize = 8_192;
+/// About what a key that is overlaid takes besides its row.
+const OVERLAID_BYTES: usize = 64;
 /// The most keys that a verdict names.
 const VERDICT_KEYS_MAX: usize = 100;
 
@@ -168,6 +170,8 @@ pub struct View {
     loading: BTreeSet<Key>,
     reads: VecDeque<PendingRead>,
     outstanding: BTreeMap<u64, Outstanding>,
+    /// Somebody waits for the next flush.
+    hurried: bool,
     /// A flush that the store could not take.
     unflushed: Option<Flush>,
     last_request: u64,
@@ -202,6 +206,7 @@ impl View {
             loading: BTreeSet::new(),
             reads: VecDeque::new(),
             outstanding: BTreeMap::new(),
+            hurried: false,
             unflushed: None,
             last_request: 0,
             retry_at: None,
@@ -227,6 +232,32 @@ impl View {
     #[must_use]
     pub const fn queued_through(&self) -> LogIndex {
         self.queued
+    }
+
+    /// What a store read or snapshot that is asked for now will have at least.
+    #[must_use]
+    pub const fn visible(&self) -> LogIndex {
+        self.visible
+    }
+
+    /// What of the range is newer than the store shows for certain, with its size, if it is at most so many bytes.
+    #[must_use]
+    pub fn overlaid(&self, range: KeyRange, bytes_max: usize) -> Option<(BTreeMap<Key, Option<StoredRow>>, usize)> {
+        let mut bytes = 0;
+        let mut rows = BTreeMap::new();
+        for (key, Overlaid { row, .. }) in self.overlay.range(range.low..=range.high.max(range.low)) {
+            bytes += OVERLAID_BYTES + row.as_ref().map_or(0, |stored| stored.row.size_bytes());
+            if bytes > bytes_max {
+                return None;
+            }
+            rows.insert(*key, row.clone());
+        }
+        Some((rows, bytes))
+    }
+
+    /// Flushes what it can without waiting for more.
+    pub const fn flush_soon(&mut self) {
+        self.hurried = true;
     }
 
     /// How many sessions are remembered.
@@ -597,7 +628,8 @@ impl View {
 
     /// What is due, with the copy of the memory brought to its end.
     fn next_flush(&mut self, now: Instant, durable_log: LogIndex) -> Option<Flush> {
-        let due = self.deltas.len() >= self.limits.flush_entries.max(1)
+        let due = std::mem::take(&mut self.hurried)
+            || self.deltas.len() >= self.limits.flush_entries.max(1)
             || self.deltas.front().is_some_and(|delta| delta.applied_at + FLUSH_AFTER <= now);
         if !due {
             return None;

@@ -85,6 +85,12 @@ impl<'a> ReplicaView<'a> {
     pub fn read_count(&self) -> usize {
         self.replica.read_count()
     }
+
+    /// How many states it holds for reads of several pages.
+    #[must_use]
+    pub fn pin_count(&self) -> usize {
+        self.replica.pin_count()
+    }
 }
 
 impl ServerMachine {

@@ -8,8 +8,8 @@ use crate::{
     effect::ServerEffect,
     id::{LogIndex, NodeId, ReplicaId, ShardId, Token},
     map::ShardRecord,
-    message::{Execute, ExecuteResult, Freshness, Message, Read, ReadRefusal, ReadResult, Tag, ToServer},
-    request::{Consistency, RequestError, ServerReply, ServerRequest},
+    message::{Execute, ExecuteResult, Freshness, Message, Read, ReadOn, ReadRefusal, ReadResult, Tag, ToServer},
+    request::{Consistency, Pinned, RequestError, ServerReply, ServerRequest},
     time::Instant,
     value::{Key, KeyRange},
 };
@@ -45,7 +45,7 @@ struct OwnRequest {
 
 #[derive(Clone, Debug)]
 enum Kind {
-    Read { range: KeyRange, limit: u32, consistency: Consistency },
+    Read { range: KeyRange, limit: u32, wanted: u32, consistency: Consistency, pinned: Option<Pinned> },
     Write { operations: Arc<Vec<Operation>>, idempotency: Idempotency },
 }
 
@@ -117,7 +117,16 @@ impl ServerMachine {
                 out.push(ServerEffect::Reply { token, reply });
                 return;
             }
-            ServerRequest::Read { shard, range, limit, consistency } => (shard, Ok(Kind::Read { range, limit, consistency })),
+            ServerRequest::Read { shard, range, limit, consistency, wanted, pinned } => {
+                (shard, Ok(Kind::Read { range, limit, wanted, consistency, pinned }))
+            }
+            ServerRequest::EndRead(Pinned { pin, .. }) => {
+                if let Some(replica) = self.touch(pin.replica) {
+                    replica.unpin(pin);
+                }
+                out.push(ServerEffect::Reply { token, reply: ServerReply::ReadEnded });
+                return;
+            }
             ServerRequest::Write { shard, operations, idempotency } => {
                 self.own.minted_count += 1;
                 let minted = self.own.minted_count;
@@ -180,7 +189,15 @@ impl ServerMachine {
         let life = self.config.incarnation;
         let current = self.current(shard);
         match kind {
-            Kind::Read { range, limit, consistency } => {
+            Kind::Read { range, limit, pinned: Some(Pinned { pin, .. }), .. } => {
+                let tag = Tag { owner, number: self.own.tag(token) };
+                let now = self.now;
+                match self.touch(pin.replica) {
+                    Some(reader) => reader.read_on(now, own, ReadOn { tag, pin, range, limit }),
+                    None => self.cut_read(token, out),
+                }
+            }
+            Kind::Read { range, limit, wanted, consistency, pinned: None } => {
                 let Some(replica) = self.serving_replica(shard) else { return };
                 let freshness = match consistency {
                     Consistency::Linearizable => match current {
@@ -193,7 +210,7 @@ impl ServerMachine {
                 let tag = Tag { life, number: self.own.tag(token) };
                 let now = self.now;
                 if let Some(reader) = self.touch(replica) {
-                    reader.read(now, own, Read { tag, replica, range, limit, freshness });
+                    reader.read(now, own, Read { tag, replica, range, limit, wanted, freshness });
                 }
             }
             Kind::Write { operations, idempotency } => {
@@ -253,14 +270,45 @@ impl ServerMachine {
     }
 
     pub(super) fn on_own_read(&mut self, tag: Tag, result: ReadResult, out: &mut Vec<ServerEffect>) {
-        let Some(token) = self.own.close(tag.number) else { return };
+        let Some(token) = self.own.close(tag.number) else {
+            // An earlier copy was answered, or nobody waits any more.
+            if let ReadResult::Rows { pin: Some(pin), .. } = result
+                && let Some(replica) = self.touch(pin.replica)
+            {
+                replica.unpin(pin);
+            }
+            return;
+        };
         match result {
-            ReadResult::Rows { rows, more, at, .. } => {
-                self.own.end(token);
+            ReadResult::Rows { rows, more, at, pin, .. } => {
+                let Some(OwnRequest { shard, kind, .. }) = self.own.end(token) else { return };
+                let Kind::Read { range, pinned, .. } = kind else { return };
                 let next = rows.last().filter(|_| more).and_then(|row| row.row.key.0.checked_add(1)).map(Key);
-                out.push(ServerEffect::Reply { token, reply: ServerReply::Rows { rows, next, at: at.index } });
+                let next = next.filter(|next| *next <= range.high);
+                let server = self.id();
+                let pinned = match pinned {
+                    Some(pinned) if next.is_some() => Some(pinned),
+                    Some(Pinned { pin, .. }) => {
+                        if let Some(replica) = self.touch(pin.replica) {
+                            replica.unpin(pin);
+                        }
+                        None
+                    }
+                    None => pin.map(|pin| Pinned { shard, server, pin, at }),
+                };
+                out.push(ServerEffect::Reply { token, reply: ServerReply::Rows { rows, next, pinned, at: at.index } });
             }
             ReadResult::Refused { reason, .. } => match reason {
+                ReadRefusal::PinGone => self.cut_read(token, out),
+                ReadRefusal::NeverWas => {
+                    let Some(OwnRequest { shard, kind, .. }) = self.own.end(token) else { return };
+                    let seen = match kind {
+                        Kind::Read { consistency: Consistency::Session(seen), .. } => seen.get(&shard).copied(),
+                        Kind::Read { .. } | Kind::Write { .. } => None,
+                    };
+                    let error = RequestError::TokenBeyond(self.shard_name(shard), seen.unwrap_or_default());
+                    out.push(ServerEffect::Reply { token, reply: ServerReply::Failed(error) });
+                }
                 ReadRefusal::Lost | ReadRefusal::NoSuchReplica => self.give_up(token, out),
                 ReadRefusal::Busy => {
                     self.own.end(token);
@@ -270,6 +318,13 @@ impl ServerMachine {
                 ReadRefusal::WrongEpoch | ReadRefusal::NoReadIndex | ReadRefusal::Behind => {}
             },
         }
+    }
+
+    /// What was pinned for the rest of a read is gone.
+    fn cut_read(&mut self, token: Token, out: &mut Vec<ServerEffect>) {
+        let Some(OwnRequest { shard, .. }) = self.own.end(token) else { return };
+        let error = RequestError::ReadCut(self.shard_name(shard));
+        out.push(ServerEffect::Reply { token, reply: ServerReply::Failed(error) });
     }
 
     fn shards_reply(&self) -> ServerReply {

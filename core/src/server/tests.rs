@@ -217,7 +217,7 @@ fn write(key: i64) -> ServerRequest {
 }
 
 fn read(consistency: Consistency) -> ServerRequest {
-    ServerRequest::Read { shard: "sh1".into(), range: KeyRange::ALL, limit: 100, consistency }
+    ServerRequest::Read { shard: "sh1".into(), range: KeyRange::ALL, limit: 100, consistency, wanted: 0, pinned: None }
 }
 
 #[test]

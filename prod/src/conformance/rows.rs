@@ -335,6 +335,27 @@ fn read_snapshot(store: &mut impl RowStore, snapshot: SnapshotId, bytes_max: u32
     Err("a snapshot does not end".to_owned())
 }
 
+/// All rows of a snapshot, by pages of so many.
+fn read_pinned(store: &mut impl RowStore, snapshot: SnapshotId, limit: u32) -> Result<Vec<StoredRow>, String> {
+    let mut range = KeyRange { low: Key(i64::MIN), high: Key(i64::MAX) };
+    let mut rows: Vec<StoredRow> = Vec::new();
+    for _ in 0..10_000 {
+        let query = RowQuery::Range { range, limit, bytes_max: u32::MAX };
+        let page = match execute(store, FIRST, StoreCommand::ReadPinned { snapshot, query })? {
+            StoreAnswer::Rows(page) => page,
+            other => return Err(format!("{other:?} in the place of rows of a snapshot")),
+        };
+        ensure!(page.rows.len() <= limit as usize, "{} rows in a page of {limit}", page.rows.len());
+        let last = page.rows.last().map(|row| row.row.key);
+        rows.extend(page.rows);
+        match last {
+            Some(Key(last)) if page.more && last < i64::MAX => range.low = Key(last + 1),
+            _ => return Ok(rows),
+        }
+    }
+    Err("the pages of a snapshot do not end".to_owned())
+}
+
 fn a_snapshot_stays_as_it_was<V: Venue>(venue: &mut V) -> Result<(), String> {
     let mut store = venue.open(IDENTITY, OwnerNumber(1)).map_err(words)?;
     done(&mut store, FIRST, StoreCommand::Create)?;
@@ -358,6 +379,18 @@ fn a_snapshot_stays_as_it_was<V: Venue>(venue: &mut V) -> Result<(), String> {
         ensure!(found == before, "a snapshot in pieces of {bytes_max} bytes is not what was there when it was opened");
         ensure!(bytes_max > 1 || pieces >= before.rows.len(), "{pieces} pieces of one byte");
     }
+    for limit in [1, 2, u32::MAX] {
+        let found = read_pinned(&mut store, SnapshotId(1), limit)?;
+        ensure!(found.iter().eq(before.rows.values()), "pages of {limit} rows of a snapshot are not what was there when it was opened");
+    }
+    let keys: Vec<Key> = before.rows.keys().copied().collect();
+    let query = RowQuery::Keys(keys);
+    match execute(&mut store, FIRST, StoreCommand::ReadPinned { snapshot: SnapshotId(1), query: query.clone() })? {
+        StoreAnswer::Rows(page) => ensure!(page.rows.iter().eq(before.rows.values()), "the rows of a snapshot by their keys are others"),
+        other => return Err(format!("{other:?} in the place of rows of a snapshot")),
+    }
+    let wrong = execute(&mut store, FIRST, StoreCommand::ReadPinned { snapshot: SnapshotId(2), query })?;
+    ensure!(wrong == StoreAnswer::Unavailable, "{wrong:?} of rows of a snapshot that is not open");
     let wrong = execute(&mut store, FIRST, StoreCommand::ReadSnapshot { snapshot: SnapshotId(2), cursor: None, bytes_max: 9 })?;
     ensure!(wrong == StoreAnswer::Unavailable, "{wrong:?} of a snapshot that is not open");
     done(&mut store, FIRST, StoreCommand::CloseSnapshot(SnapshotId(1)))?;

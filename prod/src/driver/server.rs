@@ -123,6 +123,7 @@ impl<N: Network> ServerDriver<N> {
             |(_, _, command)| match command {
                 StoreCommand::Read(_)
                 | StoreCommand::ReadSnapshot { .. }
+                | StoreCommand::ReadPinned { .. }
                 | StoreCommand::OpenSnapshot(_)
                 | StoreCommand::CloseSnapshot(_) => StorageWork::RowsRead,
                 _ => StorageWork::RowsWrite,

@@ -108,6 +108,7 @@ impl RowStore for TestRows {
             StoreCommand::Create | StoreCommand::Destroy | StoreCommand::CloseSnapshot(_) => StoreAnswer::Done,
             StoreCommand::OpenSnapshot(_)
             | StoreCommand::ReadSnapshot { .. }
+            | StoreCommand::ReadPinned { .. }
             | StoreCommand::Stage { .. }
             | StoreCommand::SwapStage { .. } => StoreAnswer::Unavailable,
         })

@@ -3,6 +3,8 @@
 mod keys;
 mod measures;
 mod operators;
+mod reads;
+mod session;
 mod writes;
 
 pub(super) use writes::{idempotency, inserts};
@@ -12,9 +14,7 @@ use super::{
     error::ApiError,
     fields,
     guard::{Guard, guard},
-    json, json_response, openapi, ops,
-    stream::{self, Format, Got, Page, Section, Want},
-    target,
+    json, json_response, openapi, ops, target,
 };
 use crate::handle::BalancerHandle;
 use crate::shown;
@@ -23,32 +23,23 @@ use axum::{
     Router,
     body::Bytes,
     extract::{Request, State},
-    http::{HeaderValue, Method, StatusCode, header},
+    http::{Method, StatusCode},
     middleware,
     response::{IntoResponse, Response},
     routing::any,
 };
 use serde_json::{Map, Value, json};
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::time::Instant;
 use twinshard_core::{
     config::Configuration,
-    id::{LogIndex, ShardId},
+    id::ShardId,
     map::{ClusterMap, ReplicaStage, ServerGoal},
     message::LeadStage,
-    request::{Consistency, NewServer, Reply, RequestError, Rows, Status},
+    request::{NewServer, Reply, RequestError, Status},
     schema::Schema,
-    value::{Key, KeyRange},
+    value::Key,
 };
-
-/// The header that carries what a session has seen.
-const SESSION: &str = "twinshard-session";
-/// The most rows that `limit` may ask for.
-const LIMIT_MAX: u64 = 1_000_000;
 
 #[derive(Clone)]
 struct App {
@@ -69,8 +60,8 @@ pub fn router(handle: BalancerHandle, settings: HttpSettings) -> Router {
         .route("/add", any(add))
         .route("/rm", any(remove))
         .route("/rep", any(replicas))
-        .route("/read", any(read))
-        .route("/read/{server}", any(read_server))
+        .route("/read", any(reads::read))
+        .route("/read/{server}", any(reads::read_server))
         .route("/write", any(writes::write))
         .route("/update", any(writes::update))
         .route("/del", any(writes::delete))
@@ -418,185 +409,6 @@ async fn remove(State(app): State<App>, request: Request) -> Answer {
 fn key_field<'a>(call: &'a Call, schema: &Schema) -> Result<(&'a Value, String), ApiError> {
     let name = schema.key_name();
     json::field(&call.json, name).map(|value| (value, name.to_owned()))
-}
-
-fn with_session(mut response: Response, seen: &BTreeMap<ShardId, LogIndex>) -> Response {
-    if let Ok(value) = HeaderValue::from_str(&json::write_session_token(seen)) {
-        response.headers_mut().insert(SESSION, value);
-    }
-    response
-}
-
-/// What the client's session had seen before, by its header.
-fn session(call: &Call) -> Result<BTreeMap<ShardId, LogIndex>, ApiError> {
-    Ok(call.header(SESSION)?.map(json::session_token).transpose()?.unwrap_or_default())
-}
-
-/// What a session has seen in all.
-fn merged(mut session: BTreeMap<ShardId, LogIndex>, seen: impl Iterator<Item = (ShardId, LogIndex)>) -> BTreeMap<ShardId, LogIndex> {
-    for (shard, index) in seen {
-        let known = session.entry(shard).or_default();
-        *known = index.max(*known);
-    }
-    session
-}
-
-/// Whether an Accept header names the format of one row a line.
-fn wants_lines(accept: &str) -> bool {
-    accept.split(',').filter_map(|media| media.split(';').next()).any(|media| media.trim().eq_ignore_ascii_case("application/x-ndjson"))
-}
-
-async fn read(State(app): State<App>, request: Request) -> Answer {
-    allow(&request, &[Method::GET, Method::POST])?;
-    let lines = request.headers().get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).is_some_and(wants_lines);
-    let call = app.call_of_rows(request, fields::READ).await?;
-    let schema = app.schema().await?;
-    let (value, name) = key_field(&call, &schema)?;
-    let mut range = json::range(value, &name)?;
-    let limit = json::optional_count(&call.json, "limit")?;
-    if limit.is_some_and(|limit| limit == 0 || limit > LIMIT_MAX) {
-        return Err(ApiError::invalid(format!("'limit' must be from 1 to {LIMIT_MAX}")));
-    }
-    let limit = limit.and_then(|limit| u32::try_from(limit).ok());
-    if let Some(cursor) = call.json.get("cursor").filter(|cursor| !cursor.is_null()) {
-        let cursor = json::key(cursor, "cursor")?;
-        if !range.contains(cursor) {
-            return Err(ApiError::invalid("'cursor' is not one of this range"));
-        }
-        range.low = cursor;
-    }
-    let session = session(&call)?;
-    let consistency = json::consistency(&call.json, &session)?;
-    let in_session = call.parts.headers.contains_key(SESSION) || matches!(consistency, Consistency::Session(_));
-    let format = Format { schema, versions: json::flag(&call.json, "versions")?, lines };
-
-    let map = app.map()?;
-    let deadline = Instant::now() + app.settings.request_timeout;
-    let first = page(&app, range, limit, &consistency, deadline).await?;
-    let names = first.shards_queried.clone();
-    let is_stale = consistency == Consistency::Stale;
-    let mut head = Vec::new();
-    if !lines {
-        head.extend_from_slice(b"{\"shards_queried\":");
-        head.extend_from_slice(json!(names).to_string().as_bytes());
-        head.extend_from_slice(b",\"data\":[");
-    }
-    let session_before = session.clone();
-    let progress = Arc::new(Mutex::new(Progress::default()));
-    progress.lock().unwrap_or_else(PoisonError::into_inner).add(&first);
-    let so_far = Arc::clone(&progress);
-    let tail = move |next: Option<Key>| {
-        let mut tail = Map::new();
-        if lines {
-            tail.insert("shards_queried".to_owned(), json!(names));
-        }
-        if let Some(next) = next {
-            tail.insert("next_cursor".to_owned(), json!(next.0.to_string()));
-        }
-        let progress = so_far.lock().unwrap_or_else(PoisonError::into_inner);
-        if is_stale {
-            let name = |shard: &ShardId| map.shards.get(shard).map_or_else(|| shard.to_string(), |record| record.name.to_string());
-            let index: Map<String, Value> = progress.seen.iter().map(|(shard, index)| (name(shard), json!(index.0))).collect();
-            let lag: Map<String, Value> = progress.lag.iter().map(|(shard, lag)| (name(shard), json!(lag))).collect();
-            tail.insert("index".to_owned(), Value::Object(index));
-            tail.insert("lag".to_owned(), Value::Object(lag));
-        }
-        // The header was sent before the rest was seen.
-        if in_session && progress.streams {
-            let seen = merged(session_before.clone(), progress.seen.clone().into_iter());
-            tail.insert("session".to_owned(), json!(json::write_session_token(&seen)));
-        }
-        tail.insert("status".to_owned(), json!("success"));
-        let tail = Value::Object(tail).to_string();
-        if lines { format!("{tail}\n").into_bytes() } else { format!("],{}", &tail[1..]).into_bytes() }
-    };
-    let first = Mutex::new(Some(Section { head, first: Page { rows: first.rows, next: first.next } }));
-    let so_far = Arc::clone(&progress);
-    let fetch = move |want: Want| {
-        let begun = match &want {
-            Want::Section(_) => first.lock().unwrap_or_else(PoisonError::into_inner).take(),
-            Want::Page { .. } => None,
-        };
-        let (app, consistency, so_far) = (app.clone(), consistency.clone(), Arc::clone(&so_far));
-        async move {
-            match (want, begun) {
-                (_, Some(section)) => Ok(Got::Section(section)),
-                (Want::Page { from, left, streams, .. }, None) => {
-                    let range = KeyRange { low: from, high: range.high };
-                    // Once it streams each page has its own deadline: a large answer takes as long as its client reads.
-                    let deadline = if streams { Instant::now() + app.settings.request_timeout } else { deadline };
-                    let rows = page(&app, range, left, &consistency, deadline).await?;
-                    let mut progress = so_far.lock().unwrap_or_else(PoisonError::into_inner);
-                    progress.streams = streams;
-                    progress.add(&rows);
-                    Ok(Got::Page(Page { rows: rows.rows, next: rows.next }))
-                }
-                (Want::Section(_), None) => Err(ApiError::invalid("there is one section")),
-            }
-        }
-    };
-    let response = stream::answer(format, 1, limit, fetch, tail).await?;
-    let seen = progress.lock().unwrap_or_else(PoisonError::into_inner).seen.clone();
-    Ok(with_session(response, &merged(session, seen.into_iter())))
-}
-
-/// What an answer of several pages has come to.
-#[derive(Default)]
-struct Progress {
-    /// At which index each shard was read.
-    seen: BTreeMap<ShardId, LogIndex>,
-    lag: BTreeMap<ShardId, u64>,
-    streams: bool,
-}
-
-impl Progress {
-    fn add(&mut self, page: &Rows) {
-        self.seen = merged(std::mem::take(&mut self.seen), page.seen.iter().map(|(shard, index)| (*shard, *index)));
-        self.lag.extend(page.lag.iter().map(|(shard, lag)| (*shard, *lag)));
-    }
-}
-
-async fn page(app: &App, range: KeyRange, left: Option<u32>, consistency: &Consistency, deadline: Instant) -> Result<Rows, ApiError> {
-    // One row more than is left to give shows whether that is all.
-    let limit = left.unwrap_or(u32::MAX).saturating_add(1).min(app.settings.page_rows);
-    let request = twinshard_core::request::Request::Read { range, limit, consistency: consistency.clone() };
-    match app.ask(request, deadline.saturating_duration_since(Instant::now())).await? {
-        Reply::Rows(rows) => Ok(*rows),
-        other => Err(unexpected(&other)),
-    }
-}
-
-async fn read_server(State(app): State<App>, request: Request) -> Answer {
-    allow(&request, &[Method::GET])?;
-    // As it stands: no name of a server has anything to decode.
-    let server: Box<str> = shown::echo(request.uri().path().trim_start_matches("/read/")).into();
-    let ask = |app: App, server: Box<str>, shard: Option<Box<str>>, from: Key| async move {
-        let range = KeyRange { low: from, high: KeyRange::ALL.high };
-        let request = twinshard_core::request::Request::ReadServer { server, shard, range, limit: app.settings.page_rows };
-        match app.ask(request, app.settings.request_timeout).await? {
-            Reply::ServerRows { shards, rows, next } => Ok((shards, Page { rows, next })),
-            other => Err(unexpected(&other)),
-        }
-    };
-    let (shards, _) = ask(app.clone(), server.clone(), None, KeyRange::ALL.low).await?;
-    let schema = app.map()?.schema.clone().map(Arc::new);
-    let Some(schema) = schema else { return Ok(json_response(StatusCode::OK, &json!({ "status": "success" }))) };
-    let format = Format { schema, versions: false, lines: false };
-    let count = shards.len();
-    let fetch = move |want: Want| {
-        let (section, from) = match want {
-            Want::Section(section) => (section, KeyRange::ALL.low),
-            Want::Page { section, from, .. } => (section, from),
-        };
-        let begins = matches!(want, Want::Section(_));
-        let name = shards[section].clone();
-        let asked = ask(app.clone(), server.clone(), Some(name.clone()), from);
-        async move {
-            let (_, page) = asked.await?;
-            Ok(if begins { Got::Section(Section { head: section_head(&name, section), first: page }) } else { Got::Page(page) })
-        }
-    };
-    stream::answer(format, count, None, fetch, move |_| sections_tail(count)).await
 }
 
 /// What stands before the rows of a shard in an answer of several.

@@ -35,6 +35,11 @@ impl ApiError {
         Self { status, code, message, applied: Applied::No, retryable: false, shards: None, hint: None, allow: None }
     }
 
+    /// Whether it has this code.
+    pub(super) fn is(&self, code: &str) -> bool {
+        self.code == code
+    }
+
     /// 400.
     #[must_use]
     pub fn invalid(words: impl AsRef<str>) -> Self {
@@ -127,6 +132,8 @@ impl ApiError {
             "idempotency-key-reused" => "use a new Idempotency-Key for a new request",
             "overloaded" | "too-many-requests" => "wait as Retry-After says, then ask again",
             "shard-unavailable" | "no-server" | "register-unavailable" => "GET /status shows what is down; ask again",
+            "read-cut" => "ask again, and read each page within some seconds; nothing was changed",
+            "session-token-beyond" => "begin a new session: ask without a Twinshard-Session header; nothing was changed",
             "outcome-unknown" => "it may have been applied or still may, at most once: read, or repeat it with the same Idempotency-Key",
             "still-changing" => "ask the same again to wait for the end",
             "parts-differ" => "`shards` says what became of each shard's part; repeat the parts that were not applied",

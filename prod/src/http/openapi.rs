@@ -54,7 +54,10 @@ const KEY_AND_SESSION: &[(&str, &str)] = &[KEY[0], SESSION[0]];
 const REPEAT: &str = "All or nothing in each shard; when shards fare differently, `shards` says what became of each. An answer with \
                       `retryable` true may be asked again as it was; after `applied` unknown or partial do so with the Idempotency-Key \
                       that it had, and nothing is done twice.";
-const SEEN: &[(&str, &str)] = &[("Twinshard-Session", "What the client has seen now, for reads with consistency session")];
+const SEEN: &[(&str, &str)] = &[
+    ("Twinshard-Session", "What the client has seen now, for reads with consistency session"),
+    ("Twinshard-Position", "The entry of each shard's log at which this very answer was read (shard:index) or written (shard:epoch.index)"),
+];
 
 const fn endpoint(
     path: &'static str,
@@ -179,9 +182,9 @@ pub(super) const BALANCER: &[Endpoint] = &[
         ..endpoint(
             "/read",
             &["GET", "POST"],
-            "Rows of a range of keys, both bounds inclusive, in key order; with Accept: application/x-ndjson one row a line",
+            "Rows of a range of keys, both bounds inclusive, in key order; with Accept: application/x-ndjson one row a line. What comes of one shard is of one moment, however long the answer; a connection that closes before the end says that it broke off. `next_cursor` begins another request, which is a read of its own, of a later moment: `cursor_promise` `key-order` says that from page to page only the order of keys holds, and what the session token says",
             r#"{"Stud_id":{"low":1000,"high":8889},"limit":100,"cursor":"1000","consistency":"linearizable","versions":false}"#,
-            r#"{"shards_queried":["sh1"],"data":[{"Stud_id":1000,"Stud_name":"PQR"}],"next_cursor":"1100","index":{"sh1":12},"lag":{"sh1":0},"session":"1:12","status":"success"}"#,
+            r#"{"shards_queried":["sh1"],"data":[{"Stud_id":1000,"Stud_name":"PQR"}],"next_cursor":"1100","cursor_promise":"key-order","index":{"sh1":12},"lag":{"sh1":0},"position":"1:12","session":"1:12","status":"success"}"#,
             &[409, 504],
         )
     },

@@ -7,6 +7,7 @@ use super::{
     error::ApiError,
     fields,
     guard::{Guard, guard},
+    held::Held,
     json, json_response, openapi, ops,
     stream::{self, Format, Got, Page, Section, Want},
     target,
@@ -30,10 +31,11 @@ use std::{
     collections::VecDeque,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
+use tokio::time::Instant;
 use twinshard_core::{
     command::{Command, Entry, OnConflict, Operation, Verdict},
     id::LogIndex,
@@ -60,6 +62,9 @@ pub struct ServerIdentity {
     /// The balancer in its own process, if it is a server on its own: /config sets that one up.
     pub standalone: Option<BalancerHandle>,
 }
+
+/// What a replica of this server holds for an answer.
+type Pinning = Held<ServerRequest, ServerReply>;
 
 #[derive(Clone)]
 struct App {
@@ -138,25 +143,38 @@ impl App {
 
     /// What this server holds: as new as any read where it can be had soon, else as it is. A server on its own has nobody else to ask, and
     /// after a start no news before its shards serve.
-    async fn held_page(&self, shard: &str, range: KeyRange, is_behind: &AtomicBool) -> Result<Page, ApiError> {
-        if !is_behind.load(Ordering::Relaxed) {
-            let request =
-                ServerRequest::Read { shard: shard.into(), range, limit: self.settings.page_rows, consistency: Consistency::Linearizable };
+    async fn held_page(&self, shard: &str, range: KeyRange, is_behind: &AtomicBool, held: &Pinning) -> Result<Page, ApiError> {
+        // A further page is of the moment of the first, however new that was.
+        if held.get().is_none() && !is_behind.load(Ordering::Relaxed) {
+            let request = self.page_request(shard, range, Consistency::Linearizable, held);
             let timeout = if self.identity.standalone.is_some() { self.settings.request_timeout } else { FRESH_TIMEOUT };
-            if let ServerReply::Rows { rows, next, .. } = self.handle.ask(request, timeout).await {
+            if let ServerReply::Rows { rows, next, pinned, .. } = self.handle.ask(request, timeout).await {
+                held.set(pinned);
                 return Ok(Page { rows, next });
             }
             is_behind.store(true, Ordering::Relaxed);
         }
-        self.page(shard, range, Consistency::Stale).await
+        Ok(self.page(shard, range, Consistency::Stale, held).await?.0)
     }
 
-    async fn page(&self, shard: &str, range: KeyRange, consistency: Consistency) -> Result<Page, ApiError> {
-        let request = ServerRequest::Read { shard: shard.into(), range, limit: self.settings.page_rows, consistency };
-        match self.ask(request).await? {
-            ServerReply::Rows { rows, next, .. } => Ok(Page { rows, next }),
+    fn page_request(&self, shard: &str, range: KeyRange, consistency: Consistency, held: &Pinning) -> ServerRequest {
+        let (limit, pinned) = (self.settings.page_rows, held.get());
+        ServerRequest::Read { shard: shard.into(), range, limit, consistency, wanted: u32::MAX, pinned }
+    }
+
+    /// A page, and the index that it is of.
+    async fn page(&self, shard: &str, range: KeyRange, consistency: Consistency, held: &Pinning) -> Result<(Page, LogIndex), ApiError> {
+        match self.ask(self.page_request(shard, range, consistency, held)).await? {
+            ServerReply::Rows { rows, next, pinned, at } => {
+                held.set(pinned);
+                Ok((Page { rows, next }, at))
+            }
             other => Err(unexpected(&other)),
         }
+    }
+
+    fn pinning(&self) -> Arc<Pinning> {
+        Arc::new(Held::new(self.handle.clone(), ServerRequest::EndRead))
     }
 }
 
@@ -225,23 +243,35 @@ async fn copy(State(app): State<App>, request: Request) -> Answer {
     let call = Call::read(request, &app.settings, fields::COPY, None).await?;
     let shards = json::texts(json::field(&call.json, "shards")?, "shards")?;
     let format = Format { schema: app.schema()?, versions: false, lines: false };
-    let count = shards.len();
     for shard in &shards {
         app.holds(shard).await?;
     }
     if let Some(shard) = shards.iter().find(|shard| shards.iter().filter(|other| other == shard).count() > 1) {
         return Err(ApiError::invalid(format!("Shard '{shard}' stands twice")));
     }
-    let is_behind = Arc::new(AtomicBool::new(false));
+    let deadline = Instant::now() + app.settings.request_timeout;
+    loop {
+        match copied(&app, &format, &shards).await {
+            // What was pinned is gone, and nothing was given out.
+            Err(error) if error.is("read-cut") && Instant::now() < deadline => {}
+            done => return done,
+        }
+    }
+}
+
+/// One attempt: of each shard the state of one moment.
+async fn copied(app: &App, format: &Format, shards: &[Box<str>]) -> Answer {
+    let (format, shards, count, app) = (format.clone(), shards.to_vec(), shards.len(), app.clone());
+    let (is_behind, held) = (Arc::new(AtomicBool::new(false)), app.pinning());
     let fetch = move |want: Want| {
         let (section, from) = match want {
             Want::Section(section) => (section, KeyRange::ALL.low),
             Want::Page { section, from, .. } => (section, from),
         };
         let begins = matches!(want, Want::Section(_));
-        let (app, name, is_behind) = (app.clone(), shards[section].clone(), Arc::clone(&is_behind));
+        let (app, name, is_behind, held) = (app.clone(), shards[section].clone(), Arc::clone(&is_behind), Arc::clone(&held));
         async move {
-            let page = app.held_page(&name, KeyRange { low: from, high: KeyRange::ALL.high }, &is_behind).await?;
+            let page = app.held_page(&name, KeyRange { low: from, high: KeyRange::ALL.high }, &is_behind, &held).await?;
             Ok(if begins { Got::Section(Section { head: section_head(&name, section), first: page }) } else { Got::Page(page) })
         }
     };
@@ -259,18 +289,40 @@ async fn read(State(app): State<App>, request: Request) -> Answer {
     let consistency = json::consistency(&call.json, &session)?;
     app.holds(&shard).await?;
     let format = Format { schema, versions: json::flag(&call.json, "versions")?, lines: false };
+    let deadline = Instant::now() + app.settings.request_timeout;
+    loop {
+        match rows_of(&app, &format, &shard, range, &consistency).await {
+            // What was pinned is gone, and nothing was given out.
+            Err(error) if error.is("read-cut") && Instant::now() < deadline => {}
+            done => return done,
+        }
+    }
+}
+
+/// One attempt: the state of one moment.
+async fn rows_of(app: &App, format: &Format, shard: &str, range: KeyRange, consistency: &Consistency) -> Answer {
+    let (app, shard, consistency, held) = (app.clone(), Box::<str>::from(shard), consistency.clone(), app.pinning());
+    let (at, index) = (Arc::new(AtomicU64::new(0)), format.versions);
+    let read_at = Arc::clone(&at);
     let fetch = move |want: Want| {
         let from = match want {
             Want::Section(_) => None,
             Want::Page { from, .. } => Some(from),
         };
         let (app, shard, consistency) = (app.clone(), shard.clone(), consistency.clone());
+        let (held, read_at) = (Arc::clone(&held), Arc::clone(&read_at));
         async move {
-            let page = app.page(&shard, KeyRange { low: from.unwrap_or(range.low), high: range.high }, consistency).await?;
+            let range = KeyRange { low: from.unwrap_or(range.low), high: range.high };
+            let (page, at) = app.page(&shard, range, consistency, &held).await?;
+            read_at.store(at.0, Ordering::Relaxed);
             Ok(if from.is_none() { Got::Section(Section { head: b"{\"data\":[".to_vec(), first: page }) } else { Got::Page(page) })
         }
     };
-    stream::answer(format, 1, None, fetch, |_| b"],\"status\":\"success\"}".to_vec()).await
+    let tail = move |_| match index {
+        true => format!("],\"index\":{},\"status\":\"success\"}}", at.load(Ordering::Relaxed)).into_bytes(),
+        false => b"],\"status\":\"success\"}".to_vec(),
+    };
+    stream::answer(format.clone(), 1, None, fetch, tail).await
 }
 
 /// Applies operations through the replicated log; the last applied index of the shard.

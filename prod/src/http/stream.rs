@@ -117,7 +117,10 @@ where
             let (state, step) = work?;
             Some(match RequestId::resume(id, step(state, true, Vec::new())).await {
                 Ok((out, left)) => (Ok(Bytes::from(out)), left.map(|left| (left, step))),
-                Err(_) => (Err(io::Error::other("the answer broke off")), None),
+                Err(error) => {
+                    tracing::warn!(?error, "an answer broke off");
+                    (Err(io::Error::other("the answer broke off")), None)
+                }
             })
         }
     });

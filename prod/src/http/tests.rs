@@ -123,6 +123,6 @@ fn page(keys: std::ops::Range<i64>, text: &str, next: Option<i64>) -> Reply {
         rows: keys.map(row).collect(),
         next: next.map(Key),
         seen: BTreeMap::from([(ShardId(1), LogIndex(7))]),
-        lag: BTreeMap::new(),
+        ..Rows::default()
     }))
 }

@@ -132,6 +132,10 @@ impl RowStore for MemoryRows {
                 .snapshots
                 .get(&(replica, snapshot))
                 .map_or(StoreAnswer::Unavailable, |view| StoreAnswer::Chunk(Box::new(chunk(view, cursor, bytes_max as usize)))),
+            StoreCommand::ReadPinned { snapshot, query } => self
+                .snapshots
+                .get(&(replica, snapshot))
+                .map_or(StoreAnswer::Unavailable, |view| StoreAnswer::Rows(read(&view.rows, &query))),
             StoreCommand::CloseSnapshot(snapshot) => {
                 self.snapshots.remove(&(replica, snapshot));
                 StoreAnswer::Done

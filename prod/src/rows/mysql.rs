@@ -199,6 +199,7 @@ impl RowStore for MysqlRows {
             | StoreCommand::Read(_)
             | StoreCommand::OpenSnapshot(_)
             | StoreCommand::ReadSnapshot { .. }
+            | StoreCommand::ReadPinned { .. }
             | StoreCommand::CloseSnapshot(_) => self.command_timeout,
         };
         let done = self.run(timeout, async |state, link| state.work(link, replica, command).await);
@@ -334,6 +335,12 @@ impl State {
                 let chunk = view::chunk(&mut open.link, &open.place, replica, cursor, bytes_max as usize).await?;
                 self.snapshots.insert((replica, snapshot), open);
                 Ok(StoreAnswer::Chunk(Box::new(chunk)))
+            }
+            StoreCommand::ReadPinned { snapshot, query } => {
+                let Some(mut open) = self.snapshots.remove(&(replica, snapshot)) else { return Ok(StoreAnswer::Unavailable) };
+                let page = view::read(&mut open.link, &open.place, replica, &query).await?;
+                self.snapshots.insert((replica, snapshot), open);
+                Ok(StoreAnswer::Rows(page))
             }
             StoreCommand::CloseSnapshot(snapshot) => {
                 if self.snapshots.remove(&(replica, snapshot)).is_some() {

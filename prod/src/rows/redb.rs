@@ -190,6 +190,10 @@ impl RedbRows {
                 Some(read) => Ok(StoreAnswer::Chunk(Box::new(chunk(read, replica, cursor, bytes_max as usize)?))),
                 None => Ok(StoreAnswer::Unavailable),
             },
+            StoreCommand::ReadPinned { snapshot, query } => match self.snapshots.get(&(replica, snapshot)) {
+                Some(read) => Ok(StoreAnswer::Rows(rows(read, replica, &query)?)),
+                None => Ok(StoreAnswer::Unavailable),
+            },
             StoreCommand::CloseSnapshot(snapshot) => {
                 self.snapshots.remove(&(replica, snapshot));
                 Ok(StoreAnswer::Done)

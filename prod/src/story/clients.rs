@@ -22,7 +22,7 @@ use tokio::{
 };
 use twinshard_core::{
     map::ClusterMap,
-    request::{Applied, Consistency, Reply, Request, RequestError},
+    request::{Applied, Reply, Request, RequestError},
     schema::Schema,
     time::{self, Instant},
 };
@@ -347,7 +347,7 @@ impl<W: World> Clients<W> {
                 let (recorded, reply) = match answer {
                     Answer::Reply(answered) => {
                         record.recorder.saw_token(client, &answered.seen);
-                        let reply = narrowed(&record.names, &request, answered.reply);
+                        let reply = answered.reply;
                         (record.recorder.finish(operation, at, &reply), Some(reply))
                     }
                     // Nothing was sent by this attempt.
@@ -437,18 +437,6 @@ fn missing(map: &ClusterMap) -> String {
     let shards = map.shards.values();
     let shards: Vec<String> = shards.map(|shard| format!("{} is {:?}, pending {:?}", shard.name, shard.current, shard.pending)).collect();
     shards.join("; ")
-}
-
-/// Reads name in `seen` all that the client's session has seen; the answer speaks for the shards it asked alone.
-fn narrowed(names: &twinshard_scenarios::timeline::Names, request: &Request, reply: Reply) -> Reply {
-    match (request, reply) {
-        (Request::Read { consistency: Consistency::Session(_), .. }, Reply::Rows(mut rows)) => {
-            let queried = rows.shards_queried.clone();
-            rows.seen.retain(|shard, _| queried.iter().any(|name| **name == *names.shard(*shard)));
-            Reply::Rows(rows)
-        }
-        (_, reply) => reply,
-    }
 }
 
 fn is_whole(status: &Json) -> Option<u64> {

@@ -4,7 +4,7 @@
 use super::{
     World,
     spelling::{self, Spelled},
-    wire::{self, Answered, SESSION},
+    wire::{self, Answered, POSITION, SESSION, Told},
 };
 use crate::net::Network;
 use bytes::Bytes;
@@ -34,8 +34,8 @@ pub enum Answer {
 pub struct Exchange {
     /// The status code.
     pub status: u16,
-    /// The session token.
-    pub session: Option<String>,
+    /// The session token, and the position of the answer itself.
+    pub told: Told,
     /// The body, whole.
     pub body: Bytes,
 }
@@ -46,7 +46,7 @@ pub async fn ask(world: &impl World, address: &str, schema: &Schema, request: &R
         return Answer::Breach(format!("HTTP cannot say {request:?}"));
     };
     match exchange(world, address, &call, within).await {
-        Ok(Exchange { status, session, body }) => match wire::answered(schema, request, status, session.as_deref(), &body) {
+        Ok(Exchange { status, told, body }) => match wire::answered(schema, request, status, &told, &body) {
             Ok(answered) => Answer::Reply(Box::new(answered)),
             Err(text) => Answer::Breach(text),
         },
@@ -110,9 +110,10 @@ async fn carry(
     let exchange = async {
         let response: Response<Incoming> = sender.send_request(request).await.ok()?;
         let status = response.status().as_u16();
-        let session = response.headers().get(SESSION).and_then(|value| value.to_str().ok()).map(str::to_owned);
+        let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
+        let told = Told { session: header(SESSION), position: header(POSITION) };
         let body = response.into_body().collect().await.ok()?.to_bytes();
-        Some(Exchange { status, session, body })
+        Some(Exchange { status, told, body })
     };
     // The connection only carries: the exchange says how it ended.
     let carrying = async {

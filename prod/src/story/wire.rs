@@ -14,6 +14,8 @@ use twinshard_core::{
 
 /// The header of a session token.
 pub const SESSION: &str = "twinshard-session";
+/// The header that carries the position of an answer.
+pub const POSITION: &str = "twinshard-position";
 
 /// A request on the wire.
 #[derive(Clone, Debug, PartialEq)]
@@ -28,6 +30,15 @@ pub struct Call {
     pub key: Option<Box<str>>,
     /// The session token.
     pub session: Option<String>,
+}
+
+/// What an answer tells of positions, in its headers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Told {
+    /// The session token.
+    pub session: Option<String>,
+    /// The position of the answer itself: of each shard that it read or wrote.
+    pub position: Option<String>,
 }
 
 /// The answer off the wire.
@@ -107,6 +118,8 @@ pub fn call(schema: &Schema, request: &Request) -> Option<Call> {
         Request::Init { by_name: true, .. }
         | Request::Add { strict: false, .. }
         | Request::Remove { capped: true, .. }
+        | Request::ReadPage { .. }
+        | Request::EndRead(_)
         | Request::ReadServer { .. }
         | Request::Explain(_)
         | Request::PickServer { .. } => return None,
@@ -203,19 +216,38 @@ fn read_token(text: &str) -> Option<BTreeMap<ShardId, LogIndex>> {
     text.split(',').filter(|part| !part.is_empty()).map(pair).collect()
 }
 
+fn read_positions(text: &str) -> Option<BTreeMap<ShardId, Position>> {
+    let pair = |pair: &str| {
+        let (shard, at) = pair.split_once(':')?;
+        let (epoch, index) = at.split_once('.')?;
+        let at = Position { epoch: Epoch(epoch.parse().ok()?), index: LogIndex(index.parse().ok()?) };
+        Some((ShardId(shard.parse().ok()?), at))
+    };
+    text.split(',').filter(|part| !part.is_empty()).map(pair).collect()
+}
+
 /// What the answer to a request says.
 ///
 /// # Errors
 /// It is not one that API.md has for this request; the text says why.
-pub fn answered(schema: &Schema, request: &Request, status: u16, session: Option<&str>, body: &[u8]) -> Result<Answered, String> {
+pub fn answered(schema: &Schema, request: &Request, status: u16, told: &Told, body: &[u8]) -> Result<Answered, String> {
     let json: Json = serde_json::from_slice(body).map_err(|error| format!("{status} without JSON: {error}"))?;
-    let seen = match session.map(read_token) {
+    // A long answer ends with what its headers could not know yet.
+    let of_end = |name: &str| json.get(name).and_then(Json::as_str).map(str::to_owned);
+    let told = match request {
+        Request::Read { .. } => Told {
+            session: of_end("session").or_else(|| told.session.clone()),
+            position: of_end("position").or_else(|| told.position.clone()),
+        },
+        _ => told.clone(),
+    };
+    let seen = match told.session.as_deref().map(read_token) {
         Some(Some(seen)) => seen,
-        Some(None) => return Err(format!("a session token that is none: {session:?}")),
+        Some(None) => return Err(format!("a session token that is none: {:?}", told.session)),
         None => BTreeMap::new(),
     };
     let reply = if status == 200 {
-        success(schema, request, &seen, &json).ok_or_else(|| format!("200 to {request:?}: {}", short(&json)))?
+        success(schema, request, told.position.as_deref(), &json).ok_or_else(|| format!("200 to {request:?}: {}", short(&json)))?
     } else {
         Reply::Failed(error(request, status, &json).ok_or_else(|| format!("{status} to {request:?}: {}", short(&json)))?)
     };
@@ -230,15 +262,14 @@ fn short(json: &Json) -> String {
     text
 }
 
-fn success(schema: &Schema, request: &Request, seen: &BTreeMap<ShardId, LogIndex>, json: &Json) -> Option<Reply> {
+fn success(schema: &Schema, request: &Request, position: Option<&str>, json: &Json) -> Option<Reply> {
     let names = |value: &Json| -> Option<Vec<Box<str>>> { value.as_array()?.iter().map(|name| Some(name.as_str()?.into())).collect() };
     Some(match request {
         Request::Init { .. } => Reply::Initialised,
         Request::Write { operations, .. } => {
             let skipped_count = json.get("skipped").map_or(Some(0), Json::as_u64)?;
             let written_count = (operations.len() as u64).checked_sub(skipped_count)?;
-            // Positions have an epoch, which HTTP does not say: the versions of rows that are read do.
-            Reply::Written(Written { written_count, skipped_count, seen: BTreeMap::new() })
+            Reply::Written(Written { written_count, skipped_count, seen: read_positions(position?)? })
         }
         Request::Read { range, .. } => {
             let shards_queried = names(json.get("shards_queried")?)?;
@@ -250,7 +281,9 @@ fn success(schema: &Schema, request: &Request, seen: &BTreeMap<ShardId, LogIndex
             if next.is_some_and(|next| !range.contains(next)) {
                 return None;
             }
-            Reply::Rows(Box::new(Rows { shards_queried, rows: rows?, next, seen: seen.clone(), lag: BTreeMap::new() }))
+            // What was read, not what the client's session has come to: that a read saw as much as its token says is for the checks.
+            let seen = read_token(position?)?;
+            Reply::Rows(Box::new(Rows { shards_queried, rows: rows?, next, seen, ..Rows::default() }))
         }
         Request::Add { servers, .. } => {
             let server_count = json.get("N")?.as_u64()?;
@@ -272,7 +305,12 @@ fn success(schema: &Schema, request: &Request, seen: &BTreeMap<ShardId, LogIndex
             let moved = |json: &Json| Some((json.get("shard")?.as_str()?.into(), json.get("to")?.as_str()?.into()));
             Reply::Relocated { moves: json.get("moves")?.as_array()?.iter().map(moved).collect::<Option<_>>()? }
         }
-        Request::Status { .. } | Request::ReadServer { .. } | Request::Explain(_) | Request::PickServer { .. } => return None,
+        Request::Status { .. }
+        | Request::ReadPage { .. }
+        | Request::EndRead(_)
+        | Request::ReadServer { .. }
+        | Request::Explain(_)
+        | Request::PickServer { .. } => return None,
     })
 }
 
@@ -373,6 +411,8 @@ fn plain_error(request: &Request, code: &str, message: &str) -> Option<RequestEr
         "idempotency-key-reused" => RequestError::KeyReused,
         "overloaded" => RequestError::Overloaded,
         "shard-unavailable" => RequestError::ShardUnavailable(words.into()),
+        "read-cut" => RequestError::ReadCut(words.into()),
+        "session-token-beyond" => RequestError::TokenBeyond(words.into(), LogIndex(0)),
         "no-server" => RequestError::NoServer,
         "outcome-unknown" => RequestError::OutcomeUnknown,
         "still-changing" => RequestError::StillChanging,

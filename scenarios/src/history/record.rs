@@ -172,6 +172,7 @@ impl Recorder {
             | Reply::Removed { .. }
             | Reply::Rows(_)
             | Reply::ServerRows { .. }
+            | Reply::ReadEnded
             | Reply::Written(_)
             | Reply::Primary { .. }
             | Reply::Relocated { .. }
@@ -206,6 +207,8 @@ impl Recorder {
                 | Request::Status { .. }
                 | Request::Add { .. }
                 | Request::Remove { .. }
+                | Request::ReadPage { .. }
+                | Request::EndRead(_)
                 | Request::ReadServer { .. }
                 | Request::Primary { .. }
                 | Request::Move { .. }

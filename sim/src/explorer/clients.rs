@@ -1,6 +1,8 @@
 //! The clients: they ask balancers at the planned times, come again under their key where the plan says so, give up at the end, and
 //! compare every answer with the committed logs. Never asks anything that is not planned, but for the probes after healing.
 
+mod pages;
+
 use super::{
     coverage::Sometimes,
     model::Effect,
@@ -11,6 +13,7 @@ use crate::{
     keyed::{Keyed, Purpose, fold},
     plan::{Action, Level, Plan, PlannedOperation},
 };
+use pages::Pages;
 use std::collections::{BTreeMap, BTreeSet};
 use twinshard_core::{
     command::{Command, Idempotency, Operation, Verdict},
@@ -51,6 +54,14 @@ struct Running {
     ambiguous: bool,
     /// The last answer said that nothing was applied.
     denied: bool,
+    /// Of a read: how far it has come.
+    pages: Option<Pages>,
+    /// How many pages it asked for.
+    page_count: u64,
+    /// It asks nobody for the moment: its client is busy with a page.
+    pausing: bool,
+    /// When this attempt ends.
+    deadline: Instant,
 }
 
 #[derive(Clone, Debug)]
@@ -183,6 +194,10 @@ impl Running {
             succeeded: false,
             ambiguous: false,
             denied: false,
+            pages: None,
+            page_count: 0,
+            pausing: false,
+            deadline: Instant(0),
         }
     }
 }
@@ -249,9 +264,10 @@ fn request(plan: &Plan, planned: &PlannedOperation) -> Option<Request> {
             },
         },
         Action::ReadServer { server, shard } => {
-            Request::ReadServer { server: server.clone(), shard: Some(shard.clone()), range: KeyRange::ALL, limit: 100 }
+            let (range, shard) = (KeyRange::ALL, Some(shard.clone()));
+            Request::ReadServer { server: server.clone(), shard, range, limit: plan.topology.pages.rows, wanted: u32::MAX, pinned: None }
         }
-        Action::WriteAtServer { .. } => return None,
+        Action::WriteAtServer { .. } | Action::ReadAtServer { .. } => return None,
         Action::AddServer { name, shards, new_shards } => Request::Add {
             server_count: 1,
             new_shards: new_shards.clone(),
@@ -289,6 +305,9 @@ impl World {
         if let Action::WriteAtServer { server, shard, operations } = &planned.action {
             return self.client_sends_to_server((place, attempt), &planned, ServerId(*server), shard, operations);
         }
+        if let Action::ReadAtServer { .. } = &planned.action {
+            return self.client_reads_at_server((place, attempt), &planned);
+        }
         let request = match &running.request {
             Some(request) => request.clone(),
             None => {
@@ -304,6 +323,10 @@ impl World {
         let running = &mut self.clients.operations[place];
         running.asked = Some(Asked { balancer, incarnation, deadline, floor });
         running.request = Some(request.clone());
+        let page_rows = self.plan.topology.pages.rows;
+        running.pages = Pages::of(&request, page_rows);
+        (running.deadline, running.pausing) = (deadline, false);
+        let asked = running.pages.as_ref().map_or_else(|| request.clone(), |pages| pages.request(page_rows));
         if let Err(text) = self.clients.record(place, self.now, &request) {
             self.checks.fail("history", || text);
         }
@@ -318,7 +341,7 @@ impl World {
         }
         self.after(Duration(planned.timeout.0 + GRACE.0), Event::ClientGivesUp { operation: place, attempt });
         let local = self.balancer_local(balancer, deadline);
-        self.step_balancer(balancer, BalancerInput::Request { token: token(place, attempt), request, deadline: local });
+        self.step_balancer(balancer, BalancerInput::Request { token: token(place, attempt), request: asked, deadline: local });
     }
 
     fn client_sends_to_server(
@@ -356,12 +379,18 @@ impl World {
             Action::Write { .. }
             | Action::Read { .. }
             | Action::ReadServer { .. }
+            | Action::ReadAtServer { .. }
             | Action::AddServer { .. }
             | Action::RemoveServer { .. }
             | Action::MovePrimary { .. }
             | Action::Status
             | Action::Raw(_) => None,
         });
+        let is_read = |running: &&Running| matches!(running.planned.action, Action::ReadAtServer { .. });
+        if let Some(running) = self.clients.operations.get(place).filter(is_read) {
+            let reply = self.page_at_server(running, reply);
+            return self.after(Duration(100_000), Event::ClientReply { operation: place, attempt, reply });
+        }
         let reply = match reply {
             ServerReply::Written { outcome, .. } => match (outcome.verdict, key.and_then(|key| self.shard_of(key, outcome.position))) {
                 (Verdict::Applied { written_count, skipped_count }, Some(shard)) => Reply::Written(Written {
@@ -375,7 +404,11 @@ impl World {
                 (Verdict::Applied { .. }, None) => return self.checks.fail("reply", || format!("{token} writes to no shard")),
             },
             ServerReply::Failed(error) => Reply::Failed(error),
-            other @ (ServerReply::Rows { .. } | ServerReply::Log { .. } | ServerReply::Shards { .. } | ServerReply::Status { .. }) => {
+            other @ (ServerReply::Rows { .. }
+            | ServerReply::ReadEnded
+            | ServerReply::Log { .. }
+            | ServerReply::Shards { .. }
+            | ServerReply::Status { .. }) => {
                 return self.checks.fail("reply", || format!("a write at a server is answered {other:?}"));
             }
         };
@@ -408,6 +441,7 @@ impl World {
         }
         self.trace.event(self.now, 7, place as u64, u64::from(attempt));
         self.trace.say(self.now, || format!("op{} is told {reply:?}", self.clients.operations[place].planned.id));
+        let Some(reply) = &self.take_page(place, attempt, reply) else { return };
         self.check_reply(place, reply);
         if let Reply::Failed(error) = reply
             && error.retryable()
@@ -429,6 +463,7 @@ impl World {
             | Reply::Status(_)
             | Reply::Rows(_)
             | Reply::ServerRows { .. }
+            | Reply::ReadEnded
             | Reply::Written(_)
             | Reply::Explained(_)
             | Reply::Server { .. } => {}
@@ -487,7 +522,7 @@ impl World {
             let same_life = self.balancer_incarnation(asked.balancer) == asked.incarnation;
             let disturbed = self.balancers[asked.balancer].running_since > self.now_minus_timeout(place);
             if same_life && self.is_running(asked.balancer) {
-                if !disturbed {
+                if !disturbed && !self.clients.operations[place].pausing {
                     let text = format!("{} is not answered by its deadline", self.clients.operations[place].planned);
                     return self.checks.fail("deadline", || text);
                 }
@@ -549,6 +584,7 @@ impl World {
             Reply::Written(written) => self.check_written(place, written),
             Reply::Rows(rows) => self.check_rows(place, rows),
             Reply::ServerRows { .. }
+            | Reply::ReadEnded
             | Reply::Initialised
             | Reply::Status(_)
             | Reply::Added { .. }

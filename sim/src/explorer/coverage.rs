@@ -44,6 +44,12 @@ coverage! {
     DisksPutBack = "disks put back in time",
     /// A replica reported itself as lost.
     ReplicasLost = "replicas reported lost",
+    /// A client asked for a further page.
+    Pages = "further pages asked for",
+    /// A read went on in what its first page pinned.
+    FurtherPages = "further pages read",
+    /// What was pinned for a read was gone.
+    ReadsCut = "reads cut",
     /// A process stood still.
     Pauses = "processes paused",
     /// A link was cut.

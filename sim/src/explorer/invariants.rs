@@ -8,6 +8,8 @@
 //! - I5: the first word that an entry is committed is checked against the disks of its configuration.
 //! - I6: a read index against what was committed when the read was sent; rows against the state at the index that was said.
 
+mod reads;
+
 use super::{
     coverage::{Coverage, Sometimes},
     log::{LogState, ReplicaLog},
@@ -15,6 +17,7 @@ use super::{
     world::ServerNode,
 };
 use core::fmt;
+use reads::AskedRead;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -24,9 +27,7 @@ use twinshard_core::{
     config::Configuration,
     id::{Epoch, LogIndex, NodeId, Position, ReplicaId, ServerId, ShardId},
     map::{ClusterMap, ReplicaStage},
-    message::{
-        Execute, ExecuteResult, Freshness, LeadStage, Message, Read, ReadResult, ReplicaBody, ReplicaMessage, Tag, ToBalancer, ToServer,
-    },
+    message::{Execute, ExecuteResult, LeadStage, Message, Pin, ReplicaBody, ReplicaMessage, Tag, ToBalancer, ToServer},
     server::ServerMachine,
     storage::{LogRecord, LostReason, StoreCommand},
 };
@@ -90,13 +91,6 @@ struct Asked {
     execute: Execute,
 }
 
-#[derive(Clone, Debug)]
-struct AskedRead {
-    read: Read,
-    /// What was committed when it was sent.
-    committed: LogIndex,
-}
-
 /// All checks of a run.
 #[derive(Clone, Debug)]
 pub struct Checks {
@@ -111,6 +105,8 @@ pub struct Checks {
     leaders: BTreeMap<Epoch, ReplicaId>,
     executes: BTreeMap<(NodeId, Tag), Asked>,
     reads: BTreeMap<(NodeId, Tag), AskedRead>,
+    /// What readers were told to be pinned, with the position.
+    pins: BTreeMap<Pin, Position>,
     lame: BTreeSet<(ReplicaId, Epoch)>,
     /// Replicas of which the world took something: their disk, log or rows, or what was stored of them went bad.
     damaged: BTreeSet<ReplicaId>,
@@ -139,6 +135,7 @@ impl Checks {
             leaders: BTreeMap::new(),
             executes: BTreeMap::new(),
             reads: BTreeMap::new(),
+            pins: BTreeMap::new(),
             lame: BTreeSet::new(),
             damaged: BTreeSet::new(),
             removed: BTreeSet::new(),
@@ -615,11 +612,8 @@ impl Checks {
                 let asked = Asked { replica: execute.replica, epoch: execute.epoch, execute: execute.clone() };
                 self.executes.insert((from, execute.tag), asked);
             }
-            Message::ToServer(ToServer::Read(read)) => {
-                let Some(known) = self.replicas.get(&read.replica).copied() else { return };
-                let committed = self.shard_mut(known.shard).model.last();
-                self.reads.insert((from, read.tag), AskedRead { read: read.clone(), committed });
-            }
+            Message::ToServer(ToServer::Read(read)) => self.on_read_asked(from, read),
+            Message::ToServer(ToServer::ReadOn(read)) => self.on_read_on_asked(from, read),
             Message::ToServer(ToServer::Install(install)) => {
                 if install.source != install.config.primary {
                     self.coverage.hit(Sometimes::ForeignSources);
@@ -638,6 +632,7 @@ impl Checks {
                 | ToServer::Retire { .. }
                 | ToServer::Seal { .. }
                 | ToServer::Learn { .. }
+                | ToServer::Unpin(_)
                 | ToServer::Home { .. },
             )
             | Message::ToBalancer(_)
@@ -776,53 +771,6 @@ impl Checks {
         let same_rows = matches!(&entry.command, Command::Operations(operations) if *operations == *asked.execute.operations);
         if !(own || keyed) || !same_rows {
             self.fail("I4", || format!("{} answers {:?} with the result of {entry:?}", asked.replica, asked.execute));
-        }
-    }
-
-    fn on_read_done(&mut self, servers: &Servers, to: NodeId, tag: Tag, result: &ReadResult) {
-        let (rows, more, at, read_index) = match result {
-            ReadResult::Rows { rows, more, at, read_index, .. } => (rows, *more, *at, *read_index),
-            ReadResult::Refused { .. } => return self.coverage.hit(Sometimes::ReadsRefused),
-        };
-        let Some(AskedRead { read, committed }) = self.reads.get(&(to, tag)).cloned() else { return };
-        self.claim(servers, read.replica, at.index, None);
-        let Some(known) = self.replicas.get(&read.replica).copied() else { return };
-        match read.freshness {
-            Freshness::Linearizable(epoch) => {
-                self.coverage.hit(Sometimes::Linearizable);
-                if self.leaders.get(&epoch).is_some_and(|leader| *leader != read.replica) {
-                    self.coverage.hit(Sometimes::LinearizableAtBackup);
-                }
-                // The index itself, not only what the replica has: a replica is usually ahead and hides the mistake (R21).
-                match read_index {
-                    None => self.fail("I6", || format!("{} answers a linearizable read without an index", read.replica)),
-                    Some(index) if index < committed || at.index < index => {
-                        self.fail("I6", || {
-                            format!("{} reads at {at} with read index {index}; {committed} was committed when it was asked", read.replica)
-                        });
-                    }
-                    Some(_) => {}
-                }
-            }
-            Freshness::AtLeast(index) => {
-                self.coverage.hit(Sometimes::WeakReads);
-                if at.index < index {
-                    self.fail("I6", || format!("{} reads at {at}, {index} was asked for", read.replica));
-                }
-            }
-            Freshness::Any => self.coverage.hit(Sometimes::WeakReads),
-        }
-        let model = &self.shard_mut(known.shard).model;
-        if !model.has(at) {
-            return self.fail("I6", || format!("{} reads at {at}, which is not committed", read.replica));
-        }
-        let mut expected = model.rows(read.range, at.index);
-        let agrees = rows.iter().all(|row| expected.next() == Some(row)) && rows.len() <= read.limit as usize;
-        let left = expected.next().cloned();
-        drop(expected);
-        if !agrees || (left.is_some() && !more) {
-            let text = format!("{} reads {rows:?} (more: {more}) in {:?} at {at}, then comes {left:?}", read.replica, read.range);
-            self.fail("I6", || text);
         }
     }
 }

@@ -47,6 +47,8 @@ impl Subject {
                     (10, fold(read.replica.0, fold(read.range.low.0.cast_unsigned(), read.range.high.0.cast_unsigned())))
                 }
                 ToServer::Home { tag } => (11, tag.number),
+                ToServer::ReadOn(read) => (12, fold(read.pin.number, read.range.low.0.cast_unsigned())),
+                ToServer::Unpin(pin) => (13, pin.number),
             },
             Message::ToBalancer(message) => match message {
                 ToBalancer::Beat { beat, .. } => (20, *beat),

@@ -153,6 +153,7 @@ impl SimRows {
             | StoreCommand::Read(_)
             | StoreCommand::OpenSnapshot(_)
             | StoreCommand::ReadSnapshot { .. }
+            | StoreCommand::ReadPinned { .. }
             | StoreCommand::CloseSnapshot(_)
             | StoreCommand::Stage { .. }
             | StoreCommand::SwapStage { .. } => {}
@@ -181,6 +182,10 @@ impl SimRows {
             StoreCommand::ReadSnapshot { snapshot, cursor, bytes_max } => match rows.snapshots.get(&snapshot) {
                 Some(view) => StoreAnswer::Chunk(Box::new(piece(view, cursor.as_ref(), bytes_max))),
                 // A snapshot lives as long as the process; the machine opened it in this life or never.
+                None => StoreAnswer::Unavailable,
+            },
+            StoreCommand::ReadPinned { snapshot, query } => match rows.snapshots.get(&snapshot) {
+                Some(view) => StoreAnswer::Rows(read(&view.rows, &query)),
                 None => StoreAnswer::Unavailable,
             },
             StoreCommand::CloseSnapshot(id) => {

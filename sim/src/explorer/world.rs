@@ -102,23 +102,84 @@ impl Process {
 
 #[derive(Clone, Debug)]
 pub(super) enum Event {
-    ToServer { to: ServerId, from: NodeId, message: Message },
-    ToBalancer { to: BalancerId, from: ServerId, message: Message },
-    ServerTick { server: ServerId, at: Instant },
-    BalancerTick { place: usize, at: Instant },
-    SyncDone { server: ServerId, incarnation: u64 },
-    StoreDone { server: ServerId, incarnation: u64, replica: ReplicaId, token: Token, command: StoreCommand },
-    RegisterEffect { place: usize, incarnation: u64, token: Token, ask: Ask, answer: Option<Duration>, touched: bool },
-    BalancerAnswer { place: usize, incarnation: u64, input: BalancerInput },
-    ProvisionEffect { place: usize, incarnation: u64, token: Token, command: ProvisionCommand },
-    StartBalancer { place: usize },
+    ToServer {
+        to: ServerId,
+        from: NodeId,
+        message: Message,
+    },
+    ToBalancer {
+        to: BalancerId,
+        from: ServerId,
+        message: Message,
+    },
+    ServerTick {
+        server: ServerId,
+        at: Instant,
+    },
+    BalancerTick {
+        place: usize,
+        at: Instant,
+    },
+    SyncDone {
+        server: ServerId,
+        incarnation: u64,
+    },
+    StoreDone {
+        server: ServerId,
+        incarnation: u64,
+        replica: ReplicaId,
+        token: Token,
+        command: StoreCommand,
+    },
+    RegisterEffect {
+        place: usize,
+        incarnation: u64,
+        token: Token,
+        ask: Ask,
+        answer: Option<Duration>,
+        touched: bool,
+    },
+    BalancerAnswer {
+        place: usize,
+        incarnation: u64,
+        input: BalancerInput,
+    },
+    ProvisionEffect {
+        place: usize,
+        incarnation: u64,
+        token: Token,
+        command: ProvisionCommand,
+    },
+    StartBalancer {
+        place: usize,
+    },
     WindowOpens(usize),
     WindowCloses(usize),
-    ClientSends { operation: usize, attempt: u32 },
-    ClientReply { operation: usize, attempt: u32, reply: Reply },
-    ClientGivesUp { operation: usize, attempt: u32 },
-    CrashBriefly { server: ServerId, length: Duration },
-    Restart { server: ServerId },
+    ClientSends {
+        operation: usize,
+        attempt: u32,
+    },
+    ClientReply {
+        operation: usize,
+        attempt: u32,
+        reply: Reply,
+    },
+    /// It asks for the next page of what it reads.
+    ClientReadsOn {
+        operation: usize,
+        attempt: u32,
+    },
+    ClientGivesUp {
+        operation: usize,
+        attempt: u32,
+    },
+    CrashBriefly {
+        server: ServerId,
+        length: Duration,
+    },
+    Restart {
+        server: ServerId,
+    },
     Heal,
     Look,
 }
@@ -399,6 +460,7 @@ impl World {
             Event::WindowOpens(place) => self.window_opens(place),
             Event::WindowCloses(place) => self.window_closes(place),
             Event::ClientSends { operation, attempt } => self.client_sends(operation, attempt),
+            Event::ClientReadsOn { operation, attempt } => self.client_reads_on(operation, attempt),
             Event::ClientReply { operation, attempt, reply } => self.client_reply(operation, attempt, &reply),
             Event::ClientGivesUp { operation, attempt } => self.client_gives_up(operation, attempt),
             Event::CrashBriefly { server, length } => {

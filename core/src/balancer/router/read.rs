@@ -1,5 +1,8 @@
 //! Reads: scattered over the shards that meet the range, gathered in key order into one bounded page. Each shard's part is what one replica
 //! had at one position; parts of two replicas are never mixed.
+//!
+//! A read of several pages goes on in the shard that a page ended in, at the replica that pinned its state; where that is gone the read is
+//! cut, never continued elsewhere. Only the first shard of a page may be pinned: a later one that does not fit begins the next page.
 
 use super::{
     super::{
@@ -10,9 +13,9 @@ use super::{
 };
 use crate::{
     effect::BalancerEffect,
-    id::{LogIndex, ServerId, ShardId, Token},
-    message::{Freshness, Read, ReadRefusal, ReadResult, Tag, ToServer},
-    request::{Consistency, Reply, RequestError, Rows},
+    id::{Position, ServerId, ShardId, Token},
+    message::{Freshness, Message, Pin, Read, ReadOn, ReadRefusal, ReadResult, Tag, ToServer},
+    request::{Consistency, Pinned, Reply, RequestError, Rows},
     value::{Key, KeyRange, StoredRow},
 };
 
@@ -21,11 +24,20 @@ const SCATTER_MAX: usize = 8;
 /// A page ends after the shard that brings it to this size. A guess: a few replies of one replica.
 const PAGE_BYTES_MAX: usize = 4 << 20;
 
+/// The most pins that are remembered. Who is forgotten is let go by its replica, in time.
+const PINS_MAX: usize = 4_096;
+
 /// A read of a range under way.
 #[derive(Clone, Debug)]
 pub(super) struct Scatter {
     range: KeyRange,
     limit: u32,
+    /// The most rows of this and further pages; 0 if there are none.
+    wanted: u32,
+    /// Where the first shard's part goes on.
+    pinned: Option<Pinned>,
+    /// Why it cannot be answered.
+    failed: Option<RequestError>,
     consistency: Consistency,
     /// The shards asked so far, in key order.
     parts: Vec<Part>,
@@ -48,16 +60,26 @@ struct Part {
 struct Page {
     rows: Vec<StoredRow>,
     more: bool,
-    index: LogIndex,
+    at: Position,
     lag: u64,
+    pinned: Option<Pinned>,
 }
 
 impl Scatter {
-    pub(super) fn new(routes: &Routes, range: KeyRange, limit: u32, consistency: Consistency) -> Self {
+    pub(super) fn new(
+        routes: &Routes,
+        range: KeyRange,
+        (limit, wanted): (u32, u32),
+        consistency: Consistency,
+        pinned: Option<Pinned>,
+    ) -> Self {
         let shards_queried = routes.meeting(range).map(|(shard, _)| routes.name(shard)).collect();
         Self {
             range,
             limit: limit.max(1),
+            wanted,
+            pinned,
+            failed: None,
             consistency,
             parts: Vec::new(),
             gathered_count: 0,
@@ -88,6 +110,10 @@ impl Scatter {
             self.rest = None;
             return None;
         };
+        if self.parts.is_empty() && self.pinned.is_some_and(|pinned| pinned.shard != shard) {
+            // The cluster that it was of is gone.
+            self.failed = self.pinned.map(|pinned| RequestError::ReadCut(routes.name(pinned.shard)));
+        }
         self.rest = range.high.0.checked_add(1).map(Key).filter(|low| *low <= self.range.high);
         self.parts.push(Part { shard, range, page: None });
         Some(shard)
@@ -98,13 +124,18 @@ impl Scatter {
         while let Some(part) = self.parts.get_mut(self.gathered_count) {
             let page = part.page.take()?;
             let (shard, range) = (part.shard, part.range);
+            let room = (self.limit as usize).saturating_sub(self.rows.rows.len());
+            let is_cut = page.more || page.rows.len() > room;
+            let is_enough = self.rows.rows.len() + page.rows.len().min(room) >= self.wanted as usize;
+            if is_cut && self.gathered_count > 0 && !is_enough {
+                return Some(Some(range.low));
+            }
             self.gathered_count += 1;
-            self.rows.seen.insert(shard, page.index);
+            self.rows.seen.insert(shard, page.at.index);
             if self.consistency == Consistency::Stale {
                 self.rows.lag.insert(shard, page.lag);
             }
-            let room = (self.limit as usize).saturating_sub(self.rows.rows.len());
-            let is_cut = page.more || page.rows.len() > room;
+            self.rows.pinned = page.pinned;
             self.rows.rows.extend(page.rows.into_iter().take(room).inspect(|stored| self.bytes += stored.row.size_bytes()));
             if is_cut && let Some(last) = self.rows.rows.last().filter(|last| range.contains(last.row.key)) {
                 let next = last.row.key.0.checked_add(1).map(Key).filter(|next| *next <= self.range.high);
@@ -126,29 +157,37 @@ impl Scatter {
 pub(super) struct AtServer {
     shards: Vec<Box<str>>,
     /// `None` if only the names are wanted.
-    wanted: Option<(ShardId, Target)>,
+    shard: Option<(ShardId, Target)>,
     range: KeyRange,
     limit: u32,
+    wanted: u32,
+    pinned: Option<Pinned>,
     answer: Option<Result<ServerPage, RequestError>>,
 }
 
-/// Rows, and where to go on.
-type ServerPage = (Vec<StoredRow>, Option<Key>);
+/// Rows, where to go on, what is pinned for that, and where they were read.
+type ServerPage = (Vec<StoredRow>, Option<Key>, Option<Pinned>, Option<Position>);
 
 impl AtServer {
-    pub(super) fn new(routes: &Routes, server: &str, shard: Option<&str>, range: KeyRange, limit: u32) -> Result<Self, RequestError> {
+    pub(super) fn new(
+        routes: &Routes,
+        (server, shard): (&str, Option<&str>),
+        range: KeyRange,
+        (limit, wanted): (u32, u32),
+        pinned: Option<Pinned>,
+    ) -> Result<Self, RequestError> {
         let server = routes.map().server_named(server).ok_or(RequestError::NoSuchServer)?;
         let held = routes.held_by(server);
         let shards = held.iter().map(|(shard, _)| routes.name(*shard)).collect();
-        let wanted = match shard {
+        let shard_wanted = match shard {
             None => None,
             Some(name) => {
-                let wanted = held.into_iter().find(|(shard, _)| *routes.name(*shard) == *name);
-                Some(wanted.ok_or_else(|| RequestError::NoSuchShard(name.into()))?)
+                let found = held.into_iter().find(|(shard, _)| *routes.name(*shard) == *name);
+                Some(found.ok_or_else(|| RequestError::NoSuchShard(name.into()))?)
             }
         };
-        let answer = wanted.is_none().then(|| Ok((Vec::new(), None)));
-        Ok(Self { shards, wanted, range, limit: limit.max(1), answer })
+        let answer = shard_wanted.is_none().then(|| Ok((Vec::new(), None, None, None)));
+        Ok(Self { shards, shard: shard_wanted, range, limit: limit.max(1), wanted, pinned, answer })
     }
 
     pub(super) const fn is_done(&self) -> bool {
@@ -156,12 +195,12 @@ impl AtServer {
     }
 
     pub(super) fn shard(&self) -> ShardId {
-        self.wanted.map_or_else(ShardId::default, |(shard, _)| shard)
+        self.shard.map_or_else(ShardId::default, |(shard, _)| shard)
     }
 
     pub(super) fn reply(&mut self) -> Option<Reply> {
         Some(match self.answer.take()? {
-            Ok((rows, next)) => Reply::ServerRows { shards: std::mem::take(&mut self.shards), rows, next },
+            Ok((rows, next, pinned, at)) => Reply::ServerRows { shards: std::mem::take(&mut self.shards), rows, next, pinned, at },
             Err(error) => Reply::Failed(error),
         })
     }
@@ -173,6 +212,22 @@ fn is_page_of(range: KeyRange, limit: u32, rows: &[StoredRow], more: bool) -> bo
         && rows.windows(2).all(|pair| pair[0].row.key < pair[1].row.key)
         && rows.first().is_none_or(|first| first.row.key >= range.low)
         && rows.last().map_or(!more, |last| last.row.key <= range.high)
+}
+
+/// Whether a page goes with the others of its read: a further one is of the pinned position, and a first one that leaves more to be wanted
+/// is pinned.
+fn is_continuable(
+    range: KeyRange,
+    wanted: u32,
+    rows: &[StoredRow],
+    more: bool,
+    (at, pin): (Position, Option<Pin>),
+    going_on: Option<Pinned>,
+) -> bool {
+    match going_on {
+        Some(pinned) => at == pinned.at,
+        None => !more || pin.is_some() || rows.len() >= wanted as usize || rows.last().is_none_or(|last| last.row.key >= range.high),
+    }
 }
 
 /// Where a read of the shard from this key on stands on the ring.
@@ -195,6 +250,13 @@ impl Router {
                 return Some(Reply::Failed(error));
             }
             let end = scatter.gather(routes);
+            if let Some(error) = scatter.failed.take() {
+                return Some(Reply::Failed(error));
+            }
+            // Where a page goes on in a shard, that shard's part decides whether further ones are needed.
+            if end.is_none() && scatter.pinned.is_some() && scatter.gathered_count == 0 && !scatter.parts.is_empty() {
+                return None;
+            }
             if end.is_none() && scatter.parts.len() - scatter.gathered_count < SCATTER_MAX && scatter.next_part(routes).is_some() {
                 pending.legs.push(Leg::default());
                 let place = pending.legs.len() - 1;
@@ -221,6 +283,16 @@ impl Router {
         let Some(serving) = self.routes.as_ref().and_then(|routes| routes.serving(part.shard)) else { return };
         let (epoch, members) = (serving.epoch, serving.members.clone());
         let servers: Vec<ServerId> = members.iter().map(|member| member.server).collect();
+        if let Some(pinned) = scatter.pinned.filter(|_| place == 0) {
+            let (range, limit) = (part.range, scatter.limit);
+            if self.send_read_on((token, place), leg, pinned, (range, limit), cause, out) {
+                let name = self.routes.as_ref().map_or_else(|| pinned.shard.to_string().into(), |routes| routes.name(pinned.shard));
+                if let super::Job::Read(scatter) = &mut pending.job {
+                    scatter.failed = Some(RequestError::ReadCut(name));
+                }
+            }
+            return;
+        }
         let hash = place_of(part.shard, part.range.low);
         let request_id = self.picker.request_id();
         let mut chosen = self.choose(&servers, &leg.tried, hash, request_id);
@@ -245,15 +317,26 @@ impl Router {
             Consistency::Stale => Freshness::Any,
         };
         let (replica, range, limit) = (target.replica, part.range, scatter.limit);
-        self.send((token, place), leg, target.server, |tag| ToServer::Read(Read { tag, replica, range, limit, freshness }), out);
+        let wanted = if place == 0 { scatter.wanted } else { 0 };
+        self.send((token, place), leg, target.server, |tag| ToServer::Read(Read { tag, replica, range, limit, wanted, freshness }), out);
         self.come_again((token, place), leg, READ_AGAIN_AFTER, READ_AGAIN_MAX);
     }
 
     /// Sends a read of what a server holds to that server.
     pub(super) fn send_server_read(&mut self, token: Token, pending: &mut Pending, cause: Cause, out: &mut Vec<BalancerEffect>) {
         let super::Job::ReadServer(read) = &pending.job else { return };
-        let Some((_, target)) = read.wanted else { return };
+        let Some((_, target)) = read.shard else { return };
         let leg = &mut pending.legs[0];
+        if let Some(pinned) = read.pinned {
+            let (range, limit) = (read.range, read.limit);
+            if self.send_read_on((token, 0), leg, pinned, (range, limit), cause, out) {
+                let name = self.routes.as_ref().map_or_else(|| pinned.shard.to_string().into(), |routes| routes.name(pinned.shard));
+                if let super::Job::ReadServer(read) = &mut pending.job {
+                    read.answer = Some(Err(RequestError::ReadCut(name)));
+                }
+            }
+            return;
+        }
         if cause == Cause::Changed && leg.again_at.is_some() {
             return;
         }
@@ -266,8 +349,8 @@ impl Router {
             Some(serving) if leg.attempt == 0 => Freshness::Linearizable(serving.epoch),
             Some(_) | None => Freshness::Any,
         };
-        let (replica, range, limit) = (target.replica, read.range, read.limit);
-        self.send((token, 0), leg, target.server, |tag| ToServer::Read(Read { tag, replica, range, limit, freshness }), out);
+        let (replica, range, limit, wanted) = (target.replica, read.range, read.limit, read.wanted);
+        self.send((token, 0), leg, target.server, |tag| ToServer::Read(Read { tag, replica, range, limit, wanted, freshness }), out);
         self.come_again((token, 0), leg, READ_AGAIN_AFTER, READ_AGAIN_MAX);
     }
 
@@ -276,28 +359,105 @@ impl Router {
         match job {
             Some(super::Job::Read(_) | super::Job::ReadServer(_)) => {}
             Some(super::Job::Write(_) | super::Job::Pick(_)) => return Self::drop_message("an answer to another question", out),
-            None => return,
+            None => return self.drop_late_pin(from, &result, out),
         }
         let Some((token, pending, place)) = self.answered(from, tag) else { return };
         self.with(token, pending, out, |router, pending, out| match &pending.job {
-            super::Job::Read(_) => router.take_page(token, pending, place, result, out),
-            super::Job::ReadServer(_) => router.take_server_page(token, pending, result, out),
+            super::Job::Read(_) => router.take_page((token, from), pending, place, result, out),
+            super::Job::ReadServer(_) => router.take_server_page((token, from), pending, result, out),
             super::Job::Write(_) | super::Job::Pick(_) => {}
         });
     }
 
-    fn take_page(&mut self, token: Token, pending: &mut Pending, place: usize, result: ReadResult, out: &mut Vec<BalancerEffect>) {
+    /// A page that comes too late, of which more was wanted: what was pinned for that is let go, unless its first copy came in time.
+    fn drop_late_pin(&self, from: ServerId, result: &ReadResult, out: &mut Vec<BalancerEffect>) {
+        if let ReadResult::Rows { pin: Some(pin), .. } = result
+            && !self.pins.contains_key(pin)
+        {
+            out.push(BalancerEffect::Send { to: from, message: Message::ToServer(ToServer::Unpin(*pin)) });
+        }
+    }
+
+    /// Remembers what is held for a read.
+    fn hold_pin(&mut self, server: ServerId, pin: Pin) {
+        if self.pins.len() >= PINS_MAX {
+            self.pins.pop_first();
+        }
+        self.pins.insert(pin, server);
+    }
+
+    /// Nobody reads on there.
+    pub(crate) fn end_read(&mut self, pinned: Pinned, out: &mut Vec<BalancerEffect>) {
+        if let Some(server) = self.pins.remove(&pinned.pin) {
+            out.push(BalancerEffect::Send { to: server, message: Message::ToServer(ToServer::Unpin(pinned.pin)) });
+        }
+    }
+
+    /// Asks for the next page of what is pinned. `true` if that is known to be gone.
+    fn send_read_on(
+        &mut self,
+        (token, place): (Token, usize),
+        leg: &mut Leg,
+        pinned: Pinned,
+        (range, limit): (KeyRange, u32),
+        cause: Cause,
+        out: &mut Vec<BalancerEffect>,
+    ) -> bool {
+        let is_known = self.routes.as_ref().is_some_and(|routes| routes.map().servers.contains_key(&pinned.server));
+        if cause == Cause::Refused || !is_known || self.rank(pinned.server) >= super::DOWN_RANK {
+            self.pins.remove(&pinned.pin);
+            return true;
+        }
+        if cause == Cause::Changed && leg.again_at.is_some() {
+            return false;
+        }
+        if cause == Cause::Due {
+            leg.attempt = leg.attempt.saturating_add(1);
+        }
+        self.send((token, place), leg, pinned.server, |tag| ToServer::ReadOn(ReadOn { tag, pin: pinned.pin, range, limit }), out);
+        self.come_again((token, place), leg, READ_AGAIN_AFTER, READ_AGAIN_MAX);
+        false
+    }
+
+    fn take_page(
+        &mut self,
+        (token, from): (Token, ServerId),
+        pending: &mut Pending,
+        place: usize,
+        result: ReadResult,
+        out: &mut Vec<BalancerEffect>,
+    ) {
         let super::Job::Read(scatter) = &mut pending.job else { return };
-        let limit = scatter.limit;
+        let (limit, wanted) = (scatter.limit, if place == 0 { scatter.wanted } else { 0 });
+        let going_on = scatter.pinned.filter(|_| place == 0);
         let part = &mut scatter.parts[place];
+        let (shard, server) = (part.shard, from);
         match result {
-            ReadResult::Rows { rows, more, at, read_index: _, lag } if is_page_of(part.range, limit, &rows, more) => {
-                part.page = Some(Page { rows, more, index: at.index, lag });
+            ReadResult::Rows { rows, more, at, read_index: _, lag, pin }
+                if is_page_of(part.range, limit, &rows, more) && is_continuable(part.range, wanted, &rows, more, (at, pin), going_on) =>
+            {
+                let pinned = match going_on {
+                    Some(pinned) if more => Some(pinned),
+                    Some(pinned) => {
+                        self.end_read(pinned, out);
+                        None
+                    }
+                    None => pin.map(|pin| Pinned { shard, server, pin, at }),
+                };
+                if let Some(pinned) = pinned {
+                    self.hold_pin(server, pinned.pin);
+                }
+                part.page = Some(Page { rows, more, at, lag, pinned });
                 self.rest(token, place, &mut pending.legs[place]);
             }
             ReadResult::Rows { .. } => {
                 Self::drop_message("rows that were not asked for", out);
                 self.send_read(token, pending, place, Cause::Refused, out);
+            }
+            ReadResult::Refused { reason: ReadRefusal::NeverWas, .. } => {
+                let seen = if let Consistency::Session(seen) = &scatter.consistency { seen.get(&shard).copied() } else { None };
+                let name = self.routes.as_ref().map_or_else(|| shard.to_string().into(), |routes| routes.name(shard));
+                scatter.failed = Some(RequestError::TokenBeyond(name, seen.unwrap_or_default()));
             }
             ReadResult::Refused { epoch, reason } => {
                 let known = self.routes.as_ref().and_then(|routes| routes.epoch(part.shard));
@@ -310,21 +470,46 @@ impl Router {
         }
     }
 
-    fn take_server_page(&mut self, token: Token, pending: &mut Pending, result: ReadResult, out: &mut Vec<BalancerEffect>) {
+    fn take_server_page(
+        &mut self,
+        (token, from): (Token, ServerId),
+        pending: &mut Pending,
+        result: ReadResult,
+        out: &mut Vec<BalancerEffect>,
+    ) {
         let super::Job::ReadServer(read) = &mut pending.job else { return };
         let shard = read.shard();
         let leg = &mut pending.legs[0];
         match result {
-            ReadResult::Rows { rows, more, .. } if is_page_of(read.range, read.limit, &rows, more) => {
+            ReadResult::Rows { rows, more, at, pin, .. }
+                if is_page_of(read.range, read.limit, &rows, more)
+                    && is_continuable(read.range, read.wanted, &rows, more, (at, pin), read.pinned) =>
+            {
                 let last = rows.last().filter(|_| more).map(|last| last.row.key.0);
                 let next = last.and_then(|last| last.checked_add(1)).map(Key).filter(|next| *next <= read.range.high);
-                read.answer = Some(Ok((rows, next)));
+                let pinned = match read.pinned {
+                    Some(pinned) if next.is_some() => Some(pinned),
+                    Some(pinned) => {
+                        self.end_read(pinned, out);
+                        None
+                    }
+                    None => pin.map(|pin| Pinned { shard, server: from, pin, at }),
+                };
+                if let Some(pinned) = pinned {
+                    self.hold_pin(from, pinned.pin);
+                }
+                read.answer = Some(Ok((rows, next, pinned, Some(at))));
                 self.rest(token, 0, leg);
             }
             ReadResult::Rows { .. } => Self::drop_message("rows that were not asked for", out),
+            ReadResult::Refused { .. } if read.pinned.is_some() => {
+                let name = self.routes.as_ref().map_or_else(|| shard.to_string().into(), |routes| routes.name(shard));
+                read.answer = Some(Err(RequestError::ReadCut(name)));
+                self.rest(token, 0, leg);
+            }
             ReadResult::Refused { reason, .. } => match reason {
                 // It does not have it, and will not under this id.
-                ReadRefusal::NoSuchReplica | ReadRefusal::Lost => {
+                ReadRefusal::NoSuchReplica | ReadRefusal::Lost | ReadRefusal::PinGone | ReadRefusal::NeverWas => {
                     let name = self.routes.as_ref().map_or_else(|| shard.to_string().into(), |routes| routes.name(shard));
                     read.answer = Some(Err(RequestError::ShardUnavailable(name)));
                     self.rest(token, 0, leg);

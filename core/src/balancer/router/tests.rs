@@ -165,7 +165,7 @@ impl World {
 
     fn page(&mut self, from: ServerId, tag: Tag, keys: &[i64], more: bool) {
         let rows = keys.iter().map(|key| row(*key)).collect();
-        let result = ReadResult::Rows { rows, more, at: position(40), read_index: None, lag: 3 };
+        let result = ReadResult::Rows { rows, more, at: position(40), read_index: None, lag: 3, pin: None };
         self.answer(from, ToBalancer::ReadDone { tag, result });
     }
 

@@ -361,7 +361,7 @@ fn what_the_map_at_hand_does_not_know_is_refused_only_by_one_read_since() {
     let requests = [
         Request::Status { fresh: true },
         Request::Primary { shard: "sh1".into(), change: false },
-        Request::ReadServer { server: "Server0".into(), shard: None, range, limit: 1 },
+        Request::ReadServer { server: "Server0".into(), shard: None, range, limit: 1, wanted: 0, pinned: None },
         Request::Write {
             operations: vec![crate::command::Operation::Delete { key: crate::value::Key(1) }],
             on_conflict: None,

@@ -351,7 +351,12 @@ impl World {
         let current = |replica| shard_of(replica).and_then(|shard| shard.current.clone());
         let stage = |replica| map.replicas.get(replica).map(|record| record.stage);
         let follows = match message {
-            ToServer::Heartbeat { .. } | ToServer::Execute(_) | ToServer::Read(_) | ToServer::Home { .. } => return,
+            ToServer::Heartbeat { .. }
+            | ToServer::Execute(_)
+            | ToServer::Read(_)
+            | ToServer::ReadOn(_)
+            | ToServer::Unpin(_)
+            | ToServer::Home { .. } => return,
             ToServer::Map { version: said, map: sent } => return assert!(*said <= version && (*said < version || *sent == map)),
             ToServer::Create { version: said, incarnation, replica, .. } => {
                 *said == version && stage(replica) == Some(ReplicaStage::Minted) && incarnation.0 == self.servers[&to].owner.0
@@ -450,7 +455,7 @@ impl World {
                 status.learners = learners.into_iter().map(|(learner, _)| (learner, status.last.index, true)).collect();
                 return;
             }
-            ToServer::Execute(_) | ToServer::Read(_) | ToServer::Home { .. } => return,
+            ToServer::Execute(_) | ToServer::Read(_) | ToServer::ReadOn(_) | ToServer::Unpin(_) | ToServer::Home { .. } => return,
         };
         self.inbox.push_back((node, BalancerInput::Message { from: to, message: Message::ToBalancer(answer) }));
     }

@@ -10,8 +10,8 @@ use crate::{
     },
     map::ClusterMap,
     message::{
-        Execute, ExecuteResult, Freshness, Install, LeadStage, Message, Read, ReadResult, ReplicaBody, ReplicaMessage, ReplicaStatus, Tag,
-        ToBalancer, ToServer,
+        Execute, ExecuteResult, Freshness, Install, LeadStage, Message, Pin, Read, ReadOn, ReadResult, ReplicaBody, ReplicaMessage,
+        ReplicaStatus, Tag, ToBalancer, ToServer,
     },
     planted::Planted,
     request::{ServerReply, ServerRequest},
@@ -413,8 +413,24 @@ impl World {
 
     pub(crate) fn read(&mut self, id: u64, freshness: Freshness) -> Tag {
         let tag = self.tag();
-        let read = Read { tag, replica: replica(id), range: KeyRange::ALL, limit: 1_000, freshness };
+        let read = Read { tag, replica: replica(id), range: KeyRange::ALL, limit: 1_000, wanted: 0, freshness };
         self.order(home(replica(id)), ToServer::Read(read));
+        tag
+    }
+
+    /// The first page of a read of all rows.
+    pub(crate) fn read_page(&mut self, id: u64, freshness: Freshness, limit: u32) -> Tag {
+        let tag = self.tag();
+        let read = Read { tag, replica: replica(id), range: KeyRange::ALL, limit, wanted: u32::MAX, freshness };
+        self.order(home(replica(id)), ToServer::Read(read));
+        tag
+    }
+
+    /// A further page of it.
+    pub(crate) fn read_on(&mut self, pin: Pin, from: i64, limit: u32) -> Tag {
+        let tag = self.tag();
+        let range = KeyRange { low: Key(from), ..KeyRange::ALL };
+        self.order(home(pin.replica), ToServer::ReadOn(ReadOn { tag, pin, range, limit }));
         tag
     }
 

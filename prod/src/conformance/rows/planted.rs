@@ -23,6 +23,8 @@ enum Bug {
     LosesLastRowIn,
     /// A snapshot shows what came after it was opened.
     SnapshotMoves,
+    /// Rows that are read of a snapshot are those of now.
+    PinnedMoves,
     /// A stage counts as whole from its first piece on.
     SwapsHalf,
     /// Every opening is the owner.
@@ -129,6 +131,9 @@ impl<S: RecoverRows> BrokenStore<S> {
             (StoreCommand::ReadSnapshot { snapshot, .. }, Bug::SnapshotMoves) => {
                 self.store.execute(replica, StoreCommand::OpenSnapshot(*snapshot))?;
             }
+            (StoreCommand::ReadPinned { snapshot: SnapshotId(1), query }, Bug::PinnedMoves) => {
+                return Ok(StoreCommand::Read(query.clone()));
+            }
             (StoreCommand::Destroy, Bug::ForgetsDestroy) => return Ok(StoreCommand::CloseSnapshot(SnapshotId(0))),
             _ => {}
         }
@@ -195,6 +200,7 @@ fn every_planted_bug_of_a_row_store_is_found() {
         (Bug::LosesLastRowOut, memory(Bug::LosesLastRowOut)),
         (Bug::LosesLastRowIn, memory(Bug::LosesLastRowIn)),
         (Bug::SnapshotMoves, memory(Bug::SnapshotMoves)),
+        (Bug::PinnedMoves, memory(Bug::PinnedMoves)),
         (Bug::SwapsHalf, memory(Bug::SwapsHalf)),
         (Bug::IgnoresOwnership, memory(Bug::IgnoresOwnership)),
         (Bug::ForgetsMore, memory(Bug::ForgetsMore)),

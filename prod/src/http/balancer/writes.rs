@@ -1,6 +1,10 @@
 //! /write, /update and /del.
 
-use super::{Answer, App, key_field, merged, session, unexpected, with_session};
+use super::{
+    Answer, App, key_field,
+    session::{seen_with, session, with_headers, write_position},
+    unexpected,
+};
 use crate::http::{Call, allow, error::ApiError, fields, json, json_response};
 use axum::{
     extract::{Request, State},
@@ -53,6 +57,7 @@ async fn execute(
 ) -> Answer {
     // Before anything is applied: a header that cannot be read refuses the request whole.
     let (idempotency, session) = (idempotency(call)?, session(call)?);
+    let is_of_one_row = operations.iter().all(|operation| !matches!(operation, Operation::Insert { .. }));
     let mut claim = idempotency.as_ref().map(|idempotency| app.keys.claim(idempotency)).transpose()?;
     let request = twinshard_core::request::Request::Write { operations, on_conflict, idempotency };
     let (response, seen) = match app.handle.ask(request, app.settings.request_timeout).await {
@@ -69,20 +74,21 @@ async fn execute(
                 claim.forget();
             }
             let seen = error.seen().collect();
+            if let (RequestError::OutOfRange(key), true) = (&error, is_of_one_row) {
+                // The newest map there was when it was asked has no such shard, so there is no such row.
+                return Err(ApiError::outside_every_range(*key));
+            }
             (ApiError::from(error).into_response(), seen)
         }
         other => return Err(unexpected(&other)),
     };
-    let seen = merged(session, seen.into_iter().map(|(shard, position)| (shard, position.index)));
-    Ok(with_session(response, &seen))
+    let position = write_position(&seen);
+    let seen = seen_with(session, None, seen.into_iter().map(|(shard, position)| (shard, position.index)));
+    Ok(with_headers(response, &seen, &position))
 }
 
 /// One row is changed: a key that no shard spans has no row (API.md: /update and /del of a missing row).
 async fn execute_on_one(app: &App, call: &Call, operation: Operation, message: String) -> Answer {
-    let key = operation.key();
-    if app.map()?.shards.values().all(|shard| !shard.range().contains(key)) {
-        return Err(ApiError::outside_every_range(key));
-    }
     execute(app, call, vec![operation], None, |_| message).await
 }
 

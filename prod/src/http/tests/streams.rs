@@ -2,7 +2,11 @@
 
 use super::*;
 use std::sync::Mutex;
-use twinshard_core::request::RequestError;
+use twinshard_core::{
+    id::{Epoch, Position, ReplicaId, ServerId},
+    message::Pin,
+    request::{Pinned, RequestError},
+};
 
 const READ: &str = r#"{"Stud_id": {"low": 0, "high": 1999}}"#;
 
@@ -19,6 +23,50 @@ async fn an_error_before_anything_was_sent_has_its_own_status() {
     assert_eq!(response.headers()["retry-after"], "1");
     let (status, body) = json_of(response).await;
     assert_eq!((status, &body["code"], &body["status"]), (503, &json!("shard-unavailable"), &json!("failure")));
+}
+
+#[tokio::test]
+async fn a_read_that_is_cut_before_anything_was_given_out_begins_anew() {
+    let cut = || Reply::Failed(RequestError::ReadCut("sh1".into()));
+    let mut pages = vec![page(1_000..1_002, "c", None), page(0..3, "b", Some(1_000)), cut(), page(0..2, "a", Some(1_000)), cut()];
+    let (router, _machine) = played(HttpSettings::default(), move |_| pages.pop());
+    let (status, body) = json_of(ask(&router, request("POST", "/read", READ)).await).await;
+    assert_eq!((status, body["data"].as_array().map(Vec::len)), (200, Some(5)), "nothing of the first attempt is in it: {body}");
+    // Once a part was given out it breaks off.
+    let mut pages = vec![cut(), page(0..1, &long(), Some(1_000))];
+    let (router, _machine) = played(HttpSettings::default(), move |_| pages.pop());
+    let head = format!("POST /read HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n{READ}", READ.len());
+    let answer = exchange(router, HttpSettings::default(), head.as_bytes()).await;
+    assert!(answer.starts_with(b"HTTP/1.1 200") && !answer.ends_with(b"0\r\n\r\n"));
+}
+
+#[tokio::test]
+async fn what_is_pinned_is_gone_on_with_and_let_go() {
+    let pin = Pin { replica: ReplicaId(5), number: 9 };
+    let pinned = Pinned { shard: ShardId(1), server: ServerId(3), pin, at: Position { epoch: Epoch(1), index: LogIndex(7) } };
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let seen = Arc::clone(&asked);
+    let (router, machine) = played(HttpSettings::default(), move |request| {
+        Some(match request {
+            Asked::ReadPage { pinned: from, .. } => {
+                seen.lock().expect("not poisoned").push(("page", from));
+                let Reply::Rows(mut rows) = page(0..2, "a", Some(2)) else { unreachable!("rows") };
+                rows.pinned = Some(pinned);
+                Reply::Rows(rows)
+            }
+            Asked::EndRead(pinned) => {
+                seen.lock().expect("not poisoned").push(("end", Some(pinned)));
+                Reply::ReadEnded
+            }
+            other => panic!("{other:?}"),
+        })
+    });
+    let limited = r#"{"Stud_id": {"low": 0, "high": 1999}, "limit": 3}"#;
+    let (status, _) = json_of(ask(&router, request("POST", "/read", limited)).await).await;
+    assert_eq!(status, 200);
+    drop(router);
+    machine.await.expect("plays on");
+    assert_eq!(*asked.lock().expect("not poisoned"), [("page", None), ("page", Some(pinned)), ("end", Some(pinned))]);
 }
 
 /// What a client has of an answer whose second page fails.
@@ -66,7 +114,7 @@ async fn a_limit_asks_for_one_row_more_and_points_at_it() {
     let asked = Arc::new(Mutex::new(Vec::new()));
     let seen = Arc::clone(&asked);
     let (router, _machine) = played(HttpSettings::default(), move |request| {
-        let Asked::Read { range, limit, .. } = request else { panic!("{request:?}") };
+        let Asked::ReadPage { range, limit, .. } = request else { panic!("{request:?}") };
         seen.lock().expect("not poisoned").push((range.low.0, limit));
         let shard_end = if range.low < Key(1_000) { 1_000 } else { 2_000 };
         let end = shard_end.min(range.low.0 + i64::from(limit));

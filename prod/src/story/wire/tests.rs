@@ -38,8 +38,18 @@ fn check(request: &Request, (method, path, body): (Method, &str, Json), answer: 
     assert_eq!(answer_to(request, 200, answer).unwrap(), reply);
 }
 
+/// Where writes are said to stand.
+fn at() -> BTreeMap<ShardId, Position> {
+    BTreeMap::from([(ShardId(1), Position { epoch: Epoch(2), index: LogIndex(40) })])
+}
+
+fn request_writes(request: &Request) -> bool {
+    matches!(request, Request::Write { .. })
+}
+
 fn answer_to(request: &Request, status: u16, body: &Json) -> Result<Reply, String> {
-    answered(&schema(), request, status, None, body.to_string().as_bytes()).map(|answered| answered.reply)
+    let told = Told { session: None, position: Some(if request_writes(request) { "1:2.40" } else { "1:40" }.to_owned()) };
+    answered(&schema(), request, status, &told, body.to_string().as_bytes()).map(|answered| answered.reply)
 }
 
 #[test]
@@ -125,7 +135,13 @@ fn rows_come_with_their_versions_and_the_next_key() {
         "status": "success",
     });
     let stored = StoredRow { version: Position { epoch: Epoch(2), index: LogIndex(40) }, row: row(3, "a", 7) };
-    let rows = Rows { shards_queried: vec!["sh1".into()], rows: vec![stored], next: Some(Key(4)), ..Rows::default() };
+    let rows = Rows {
+        shards_queried: vec!["sh1".into()],
+        rows: vec![stored],
+        next: Some(Key(4)),
+        seen: BTreeMap::from([(ShardId(1), LogIndex(40))]),
+        ..Rows::default()
+    };
     for (consistency, name) in [(Consistency::Linearizable, "linearizable"), (Consistency::Stale, "stale")] {
         let body = json!({ "Stud_id": { "low": 0, "high": 9 }, "limit": 5, "versions": true, "consistency": name });
         check(&read(consistency), (Method::POST, "/read", body), &answer, Reply::Rows(Box::new(rows.clone())));
@@ -139,11 +155,19 @@ fn session_is_sent_and_what_was_seen_comes_back() {
     let call = call(&schema(), &request).unwrap();
     assert_eq!((call.session.as_deref(), &call.body["consistency"]), (Some("1:5,2:80"), &json!("session")));
     let empty = json!({ "shards_queried": [], "data": [], "status": "success" }).to_string();
-    let answer = answered(&schema(), &request, 200, Some("1:6,2:80"), empty.as_bytes()).unwrap();
-    let now = BTreeMap::from([(ShardId(1), LogIndex(6)), (ShardId(2), LogIndex(80))]);
-    assert_eq!(answer.seen, now);
-    assert_eq!(answer.reply, Reply::Rows(Box::new(Rows { seen: now, ..Rows::default() })));
-    assert!(answered(&schema(), &request, 200, Some("1:x"), empty.as_bytes()).is_err());
+    let told = |session: &str, position: Option<&str>| Told { session: Some(session.to_owned()), position: position.map(str::to_owned) };
+    let answer = answered(&schema(), &request, 200, &told("1:6,2:80", Some("1:4")), empty.as_bytes()).unwrap();
+    assert_eq!(answer.seen, BTreeMap::from([(ShardId(1), LogIndex(6)), (ShardId(2), LogIndex(80))]));
+    // What the read saw is its own word: here less than the token that the client sent, which is for the checks to find.
+    let seen = BTreeMap::from([(ShardId(1), LogIndex(4))]);
+    assert_eq!(answer.reply, Reply::Rows(Box::new(Rows { seen, ..Rows::default() })));
+    for bad in [told("1:x", Some("1:4")), told("1:6", Some("1:x")), told("1:6", None)] {
+        assert!(answered(&schema(), &request, 200, &bad, empty.as_bytes()).is_err(), "{bad:?}");
+    }
+    let streamed = json!({ "shards_queried": [], "data": [], "position": "1:9,2:81", "session": "1:9,2:81", "status": "success" });
+    let answer = answered(&schema(), &request, 200, &told("1:6", Some("1:9")), streamed.to_string().as_bytes()).unwrap();
+    let seen = BTreeMap::from([(ShardId(1), LogIndex(9)), (ShardId(2), LogIndex(81))]);
+    assert_eq!((answer.seen, answer.reply), (seen.clone(), Reply::Rows(Box::new(Rows { seen, ..Rows::default() }))));
 }
 
 #[test]
@@ -158,7 +182,7 @@ fn inserts_count_what_they_skipped() {
         "on_conflict": "skip",
     });
     let answer = json!({ "message": "1 Data entries added", "skipped": 1, "status": "success" });
-    let reply = Reply::Written(Written { written_count: 1, skipped_count: 1, seen: BTreeMap::new() });
+    let reply = Reply::Written(Written { written_count: 1, skipped_count: 1, seen: at() });
     check(&request, (Method::POST, "/write", body), &answer, reply);
     assert!(answer_to(&request, 200, &json!({ "skipped": 3, "status": "success" })).is_err(), "more skipped than sent");
 }
@@ -166,7 +190,7 @@ fn inserts_count_what_they_skipped() {
 #[test]
 fn update_and_deletion_name_a_key() {
     let answer = json!({ "message": "done", "status": "success" });
-    let one = || Reply::Written(Written { written_count: 1, ..Written::default() });
+    let one = || Reply::Written(Written { written_count: 1, seen: at(), ..Written::default() });
     let update = write(vec![Operation::Update { key: Key(3), set: vec![(1, Value::Integer(9))] }]);
     check(&update, (Method::PUT, "/update", json!({ "data": { "Stud_marks": 9 }, "Stud_id": 3 })), &answer, one());
     let delete = write(vec![Operation::Delete { key: Key(3) }]);
@@ -199,7 +223,7 @@ fn what_http_cannot_say_is_not_said() {
         Request::Init { server_count: None, schema: schema(), shards: vec![], servers: None, on_conflict: None, by_name: true },
         Request::Add { server_count: 1, new_shards: vec![], servers: vec![], strict: false },
         Request::Remove { server_count: 1, servers: vec![], accept_data_loss: false, capped: true },
-        Request::ReadServer { server: "Server0".into(), shard: None, range: range(0, 1), limit: 1 },
+        Request::ReadServer { server: "Server0".into(), shard: None, range: range(0, 1), limit: 1, wanted: 0, pinned: None },
         Request::PickServer { request_id: 100_000 },
     ] {
         assert_eq!(call(&schema(), &request), None, "{request:?}");
@@ -267,7 +291,7 @@ fn answers_that_the_contract_does_not_have_are_breaches() {
     ] {
         assert!(answer_to(&request, status, &body).is_err(), "{status} {body}");
     }
-    assert!(answered(&schema(), &request, 200, None, b"<html>").is_err());
+    assert!(answered(&schema(), &request, 200, &Told::default(), b"<html>").is_err());
     let read = read(Consistency::Linearizable);
     for data in [
         json!([{ "Stud_id": 3, "Stud_name": "a", "Stud_marks": 7 }]),

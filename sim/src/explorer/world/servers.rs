@@ -186,6 +186,7 @@ impl World {
             | StoreCommand::Read(_)
             | StoreCommand::OpenSnapshot(_)
             | StoreCommand::ReadSnapshot { .. }
+            | StoreCommand::ReadPinned { .. }
             | StoreCommand::CloseSnapshot(_)
             | StoreCommand::Stage { last: false, .. }
             | StoreCommand::SwapStage { .. } => None,

@@ -254,6 +254,8 @@ fn one_server_is_read_as_it_is() {
         shard: shard.map(Into::into),
         range: KeyRange::ALL,
         limit: 2,
+        wanted: 0,
+        pinned: None,
     };
     world.ask(1, ask("Server9", None));
     assert_eq!(world.error(), RequestError::NoSuchServer);
@@ -263,7 +265,7 @@ fn one_server_is_read_as_it_is() {
     world.publish();
     world.ask(1, ask("Server2", None));
     let names = vec!["sh1".into(), "sh2".into()];
-    assert_eq!(world.reply(), Reply::ServerRows { shards: names.clone(), rows: Vec::new(), next: None });
+    assert_eq!(world.reply(), Reply::ServerRows { shards: names.clone(), rows: Vec::new(), next: None, pinned: None, at: None });
     world.ask(1, ask("Server2", Some("sh2")));
     let (to, read) = world.one_read();
     assert!(matches!(read.freshness, Freshness::Linearizable(_)), "{read:?}");
@@ -273,7 +275,8 @@ fn one_server_is_read_as_it_is() {
     let (to, read) = world.one_read();
     assert_eq!((to, read.freshness), (S2, Freshness::Any));
     world.page(S2, read.tag, &[200, 202], true);
-    assert_eq!(world.reply(), Reply::ServerRows { shards: names, rows: vec![row(200), row(202)], next: Some(Key(203)) });
+    let (rows, next, at) = (vec![row(200), row(202)], Some(Key(203)), Some(position(40)));
+    assert_eq!(world.reply(), Reply::ServerRows { shards: names, rows, next, pinned: None, at });
     world.ask(1, ask("Server2", Some("sh2")));
     let (_, read) = world.one_read();
     world.refuse(S2, read.tag, ReadRefusal::Lost);

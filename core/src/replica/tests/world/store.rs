@@ -18,6 +18,7 @@ impl Disk {
             | StoreCommand::Read(_)
             | StoreCommand::OpenSnapshot(_)
             | StoreCommand::ReadSnapshot { .. }
+            | StoreCommand::ReadPinned { .. }
             | StoreCommand::CloseSnapshot(_)
             | StoreCommand::Stage { .. }
             | StoreCommand::SwapStage { .. } => {}
@@ -40,19 +41,12 @@ impl Rows {
                 self.flush(*batch);
                 StoreAnswer::Flushed { durable: self.state.applied }
             }
-            StoreCommand::Read(RowQuery::Range { range, limit, .. }) => {
-                let mut rows: Vec<_> = if range.is_empty() {
-                    Vec::new()
-                } else {
-                    self.rows.range(range.low..=range.high).map(|(_, row)| row.clone()).collect()
-                };
-                let more = rows.len() > limit as usize;
-                rows.truncate(limit as usize);
-                StoreAnswer::Rows(RowPage { rows, more })
-            }
-            StoreCommand::Read(RowQuery::Keys(keys)) => {
-                StoreAnswer::Rows(RowPage { rows: keys.iter().filter_map(|key| self.rows.get(key).cloned()).collect(), more: false })
-            }
+            StoreCommand::Read(query) => StoreAnswer::Rows(read(&self.rows, &query)),
+            StoreCommand::ReadPinned { snapshot, .. } if self.gone.contains(&snapshot) => StoreAnswer::Unavailable,
+            StoreCommand::ReadPinned { snapshot, query } => match self.snapshots.get(&snapshot) {
+                Some((_, rows)) => StoreAnswer::Rows(read(rows, &query)),
+                None => panic!("{snapshot} is not open"),
+            },
             StoreCommand::OpenSnapshot(id) => {
                 self.snapshots.insert(id, (self.state.clone(), self.rows.clone()));
                 StoreAnswer::SnapshotOpened { position: self.state.applied }
@@ -130,5 +124,18 @@ impl Rows {
         }
         self.state.session_floor = batch.session_floor;
         self.state.applied = batch.applied;
+    }
+}
+
+fn read(rows: &BTreeMap<Key, StoredRow>, query: &RowQuery) -> RowPage {
+    match query {
+        RowQuery::Range { range, .. } if range.is_empty() => RowPage::default(),
+        RowQuery::Range { range, limit, .. } => {
+            let mut found: Vec<_> = rows.range(range.low..=range.high).map(|(_, row)| row.clone()).collect();
+            let more = found.len() > *limit as usize;
+            found.truncate(*limit as usize);
+            RowPage { rows: found, more }
+        }
+        RowQuery::Keys(keys) => RowPage { rows: keys.iter().filter_map(|key| rows.get(key).cloned()).collect(), more: false },
     }
 }
