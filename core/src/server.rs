@@ -407,7 +407,7 @@ impl ServerMachine {
                 if let Some(replica) = self.touch(read.pin.replica) {
                     replica.read_on(now, from, read);
                 } else {
-                    let result = ReadResult::Refused { epoch: crate::id::Epoch(0), reason: ReadRefusal::PinGone };
+                    let result = ReadResult::Refused { epoch: Epoch(0), reason: ReadRefusal::PinGone };
                     self.answer(from, ToBalancer::ReadDone { tag, result }, out);
                 }
             }

@@ -86,6 +86,27 @@ pub struct Topology {
     pub write_quorum: Option<u32>,
     /// The shards.
     pub shards: Vec<ShardSpec>,
+    /// Limits of the nodes, smaller than those of a deployment, so that a short run meets them.
+    #[serde(default)]
+    pub limits: Limits,
+}
+
+/// Limits of the nodes; what is left out is as in a deployment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Limits {
+    /// The most rows of a page of an answer.
+    pub page_rows: Option<u32>,
+    /// About the most bytes of rows of one answer of a replica.
+    pub read_bytes_max: Option<u32>,
+    /// About how many bytes of a snapshot one message carries.
+    pub chunk_bytes: Option<u32>,
+    /// How many entries a log keeps behind what is flushed.
+    pub log_keep_count: Option<u32>,
+    /// Flush when so many applied entries wait.
+    pub flush_entries: Option<u32>,
+    /// The most reads of several pages that a replica keeps a state for at once.
+    pub pins_max: Option<u32>,
 }
 
 /// A shard.

@@ -6,7 +6,7 @@ use crate::{
     faults::{Fault, Place, RegisterFault, Way, Window},
     keyed::MILLION,
     panics,
-    plan::{Action, Plan, PlannedOperation, StorageWeather, Topology},
+    plan::{Action, Pages, Plan, PlannedOperation, StorageWeather, Topology},
 };
 use std::{collections::BTreeSet, sync::Arc};
 use twinshard_core::{
@@ -14,6 +14,7 @@ use twinshard_core::{
     map::ClusterMap,
     planted::Planted,
     request::{NewServer, NewShard},
+    server::ServerSettings,
     time::{Duration, Instant},
 };
 use twinshard_scenarios::{
@@ -163,7 +164,21 @@ fn topology(scenario: &Scenario) -> Topology {
             server.shards.push(shard.name.as_str().into());
         }
     }
+    let limits = spec.limits;
+    let usual = ServerSettings::default();
+    let count = |limit: Option<u32>, usual: usize| limit.map_or(usual, |limit| limit as usize);
+    let settings = ServerSettings {
+        read_bytes_max: limits.read_bytes_max.unwrap_or(usual.read_bytes_max),
+        chunk_bytes: limits.chunk_bytes.unwrap_or(usual.chunk_bytes),
+        log_keep_count: count(limits.log_keep_count, usual.log_keep_count),
+        flush_entries: count(limits.flush_entries, usual.flush_entries),
+        pins_max: count(limits.pins_max, usual.pins_max),
+        ..usual
+    };
+    let pages = Pages { rows: limits.page_rows.unwrap_or(Pages::default().rows), ..Pages::default() };
     Topology {
+        settings,
+        pages,
         shards: spec.shards.iter().map(|shard| NewShard { name: shard.name.as_str().into(), low: shard.low, size: shard.size }).collect(),
         servers,
         balancer_count: spec.balancers as usize,

@@ -97,6 +97,19 @@ fn disks_that_lie_do_not_stand_power_loss() {
 }
 
 #[test]
+fn session_reads_that_take_no_notice_of_their_token_are_found_by_their_index() {
+    let mut found = Vec::new();
+    for seed in 0..SEEDS {
+        let scenario = Scenario::parse("seed", &swarm::scenario(seed)).unwrap();
+        found = Report::new(play_with(&scenario, seed, reproduce(&scenario), Some(Flaw::TokensIgnored)).unwrap().run).complaints();
+        if found.iter().any(|complaint| complaint.contains("although its token says")) {
+            return;
+        }
+    }
+    panic!("not in {SEEDS} seeds; the last says {found:?}");
+}
+
+#[test]
 fn panic_of_a_spawned_task_ends_the_process() {
     const CHILD: &str = "TWINSHARD_TASK_PANICS";
     if std::env::var_os(CHILD).is_some() {

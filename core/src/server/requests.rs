@@ -190,7 +190,7 @@ impl ServerMachine {
         let current = self.current(shard);
         match kind {
             Kind::Read { range, limit, pinned: Some(Pinned { pin, .. }), .. } => {
-                let tag = Tag { owner, number: self.own.tag(token) };
+                let tag = Tag { life, number: self.own.tag(token) };
                 let now = self.now;
                 match self.touch(pin.replica) {
                     Some(reader) => reader.read_on(now, own, ReadOn { tag, pin, range, limit }),

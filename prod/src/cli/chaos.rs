@@ -34,7 +34,7 @@ use tokio::{
 use twinshard_core::time::Instant;
 use twinshard_scenarios::{
     report::{Report, RunResult, WorldCheck},
-    scenario::{FaultKind, Scenario},
+    scenario::{FaultKind, Limits, Scenario},
 };
 
 /// How long a cluster may take to be set up. A guess: databases are made.
@@ -234,6 +234,9 @@ fn supported(scenario: &Scenario, ground: &Ground) -> Result<(), String> {
     let (wanted, there) = (scenario.topology.balancers.max(1) as usize, ground.balancers().len());
     if wanted > there {
         return Err(format!("it takes {wanted} balancers, here is {there} (make all BALANCERS={wanted})"));
+    }
+    if scenario.topology.limits != Limits::default() {
+        return Err("limits of its own cannot be given to a live cluster".to_owned());
     }
     if scenario.topology.write_quorum.is_some() {
         return Err("a write quorum of its own cannot be given to a live cluster".to_owned());

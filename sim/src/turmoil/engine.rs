@@ -70,7 +70,7 @@ pub fn play_with(scenario: &Scenario, seed: u64, reproduce: String, flaw: Option
     let staged = staging::stage(scenario);
     staged.faults.iter().try_for_each(|window| supported(&window.fault))?;
     let balancer_count = staged.topology.balancer_count.max(1);
-    let shared = Shared::new(seed, balancer_count, staged.topology.write_quorum, flaw).map_err(|error| Unsupported(error.to_string()))?;
+    let shared = Shared::new(seed, balancer_count, &staged.topology, flaw).map_err(|error| Unsupported(error.to_string()))?;
     let _ending = panics::Watch::ending(reproduce.clone());
     let mut engine = Engine::new(&staged, shared.clone(), seed);
     let ended = engine.run(&staged, Script::new(scenario, seed, LOAD_FROM));

@@ -2,9 +2,13 @@
 
 use super::world::now;
 use crate::staging::LOAD_FROM;
+use axum::{Router, extract::Request, middleware};
 use std::{io, sync::Arc, time::Duration};
 use tokio::time::sleep;
-use twinshard::disk::{Disk, DiskFile, memory::MemoryDisk};
+use twinshard::{
+    disk::{Disk, DiskFile, memory::MemoryDisk},
+    story::wire::SESSION,
+};
 
 /// When a task of each server panics: the load has begun.
 const PANICS_AFTER: Duration = Duration::from_millis(3_000);
@@ -16,6 +20,8 @@ pub enum Flaw {
     DisksLie,
     /// A task that a server spawned panics, and nobody waits for it.
     TaskPanics,
+    /// Balancers take no notice of what a client's session has seen.
+    TokensIgnored,
 }
 
 impl Flaw {
@@ -23,7 +29,18 @@ impl Flaw {
     pub(super) fn disk(flaw: Option<Self>, disk: MemoryDisk) -> Arc<dyn Disk> {
         match flaw {
             Some(Self::DisksLie) => Arc::new(LyingDisk(disk)),
-            Some(Self::TaskPanics) | None => Arc::new(disk),
+            Some(Self::TaskPanics | Self::TokensIgnored) | None => Arc::new(disk),
+        }
+    }
+
+    /// A balancer's HTTP.
+    pub(super) fn router(flaw: Option<Self>, router: Router) -> Router {
+        match flaw {
+            Some(Self::TokensIgnored) => router.layer(middleware::map_request(|mut request: Request| async move {
+                request.headers_mut().remove(SESSION);
+                request
+            })),
+            Some(Self::DisksLie | Self::TaskPanics) | None => router,
         }
     }
 
@@ -36,7 +53,7 @@ impl Flaw {
                     panic!("a task that nobody waits for");
                 });
             }
-            Some(Self::DisksLie) | None => {}
+            Some(Self::DisksLie | Self::TokensIgnored) | None => {}
         }
     }
 }

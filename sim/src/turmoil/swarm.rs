@@ -75,10 +75,17 @@ fn parts(seed: u64) -> Parts {
     for shard in 0..shards {
         let _ = writeln!(head, "    {{ name = \"sh{}\", low = {}, size = 64 }},", shard + 1, shard * 64);
     }
-    head.push_str("]\n\n[workload]\n");
+    head.push_str("]\n\n");
+    head.push_str(&limits(keyed));
+    head.push_str("[workload]\n");
     let retries = pick(&mut draw, &[0, 0, 3]);
     let _ = writeln!(head, "clients = {}\nduration_ms = {duration}\nkeys_per_shard = {}", draw.between(2, 8), draw.between(4, 50));
-    let _ = writeln!(head, "deadline_ms = {}\nrange_width = {}", pick(&mut draw, &[600, 2_000, 6_000]), draw.between(2, 30));
+    let _ = writeln!(
+        head,
+        "deadline_ms = {}\nrange_width = {}",
+        pick(&mut draw, &[600, 2_000, 6_000]),
+        range_width(keyed, draw.between(2, 30))
+    );
     let _ = writeln!(head, "idempotency_keys = {}\nretries_max = {retries}", retries > 0 || draw.chance(300_000));
     if draw.chance(300_000) {
         let _ = writeln!(head, "think_ms = {}", draw.between(5, 60));
@@ -106,6 +113,33 @@ fn parts(seed: u64) -> Parts {
         }))
         .collect();
     Parts { head, windows }
+}
+
+/// Some seeds read over whole shards, and over several.
+fn range_width(keyed: Keyed, narrow: u64) -> u64 {
+    let mut draw = keyed.draw(Purpose::Rows, [1]);
+    if draw.chance(300_000) { draw.between(64, 200) } else { narrow }
+}
+
+/// Limits that a short run meets: most seeds have some, so that answers of several pages, snapshots and compaction are the rule.
+fn limits(keyed: Keyed) -> String {
+    let mut draw = keyed.draw(Purpose::Rows, [0]);
+    if draw.chance(250_000) {
+        return String::new();
+    }
+    let mut text = "[topology.limits]\n".to_owned();
+    for (name, values) in [
+        ("page_rows", &[1, 2, 3, 4, 2_048][..]),
+        ("read_bytes_max", &[60, 300, 1 << 20][..]),
+        ("chunk_bytes", &[100, 1_000, 256 << 10][..]),
+        ("log_keep_count", &[1, 16, 16_384][..]),
+        ("flush_entries", &[2, 20, 1_024][..]),
+        ("pins_max", &[1, 2, 8, 8][..]),
+    ] {
+        let _ = writeln!(text, "{name} = {}", pick(&mut draw, values));
+    }
+    text.push('\n');
+    text
 }
 
 fn direction(draw: &mut Draw) -> &'static str {

@@ -10,6 +10,7 @@ use super::{
 use crate::{
     faults::{Fault, Place, RegisterFault},
     keyed::{Keyed, Purpose, fold},
+    plan::Topology,
     trace::Trace,
 };
 use std::{
@@ -135,6 +136,8 @@ pub(super) struct State {
     pub(super) notes: Vec<(u64, Note)>,
     pub(super) trace: Trace,
     flaw: Option<Flaw>,
+    /// Of servers, and how many rows a page has.
+    limits: (ServerSettings, u32),
 }
 
 impl State {
@@ -195,9 +198,9 @@ pub(super) fn now() -> u64 {
 }
 
 impl Shared {
-    pub(super) fn new(seed: u64, balancer_count: usize, write_quorum: Option<u32>, flaw: Option<Flaw>) -> Result<Self, RegisterError> {
+    pub(super) fn new(seed: u64, balancer_count: usize, topology: &Topology, flaw: Option<Flaw>) -> Result<Self, RegisterError> {
         let mut initial = ClusterMap { cluster: CLUSTER, ..ClusterMap::default() };
-        initial.settings.write_quorum = write_quorum;
+        initial.settings.write_quorum = topology.write_quorum;
         let register = if balancer_count > 1 {
             let disk = MemoryDisk::new();
             Some(Arc::new(Mutex::new(RedbRegister::open_on(&disk, &initial)?)))
@@ -223,6 +226,7 @@ impl Shared {
             notes: Vec::new(),
             trace: Trace::new(false),
             flaw,
+            limits: (topology.settings.clone(), topology.pages.rows),
         };
         Ok(Self(Arc::new(Mutex::new(state))))
     }
@@ -305,12 +309,12 @@ impl Shared {
     }
 
     async fn serve_server(&self, server: ServerId) -> turmoil::Result {
-        let (disk, start, name, number, flaw) = {
+        let (disk, start, name, number, flaw, (settings, page_rows)) = {
             let mut state = self.state();
-            let flaw = state.flaw;
+            let (flaw, limits) = (state.flaw, state.limits.clone());
             let place = state.servers.entry(server).or_default();
             place.starts += 1;
-            (place.disk.clone(), place.starts, place.name.clone(), place.number, flaw)
+            (place.disk.clone(), place.starts, place.name.clone(), place.number, flaw, limits)
         };
         let disk = Flaw::disk(flaw, disk);
         Flaw::server_starts(flaw);
@@ -319,19 +323,14 @@ impl Shared {
         let first_owner = OwnerNumber(node.entropy.below(1 << 48) + 1);
         let identity = Identity { cluster: CLUSTER, server };
         let store::Opened { log, rows, recovered, owner } = store::open(&disk, identity, first_owner)?;
-        let config = ServerConfig {
-            server,
-            owner,
-            incarnation: Incarnation(node.entropy.below(u64::MAX) + 1),
-            settings: ServerSettings::default(),
-            planted: Planted::NONE,
-        };
+        let config =
+            ServerConfig { server, owner, incarnation: Incarnation(node.entropy.below(u64::MAX) + 1), settings, planted: Planted::NONE };
         let peer_address = format!("{}:{PEER_PORT}", server_host(server));
         let rows = SimRows::new(rows, self.clone(), server);
         let parts = ServerParts { node, cluster: CLUSTER, peer_address, config, recovered, log, rows };
         let running = ServerNode::start(parts).await?;
         let listener = network.listen(&format!("{}:{HTTP_PORT}", server_host(server))).await?;
-        let settings = HttpSettings { hosts: Hosts::Any, ..HttpSettings::default() };
+        let settings = HttpSettings { hosts: Hosts::Any, page_rows, ..HttpSettings::default() };
         let router = http::server::router(running.handle(), ServerIdentity { name, number, standalone: None }, settings.clone());
         http::serve::<TurmoilNetwork>(listener, router, settings, running.stop().watch()).await;
         running.join().await?;
@@ -366,8 +365,12 @@ impl Shared {
         let balancer = BalancerNode::start(BalancerParts { node, config, register, provisioner }).await?;
         if balancer.handle().ready().await {
             let listener = network.listen(&balancer_address(place)).await?;
-            let settings = HttpSettings { hosts: Hosts::Any, ..HttpSettings::default() };
-            let router = http::balancer::router(balancer.handle(), settings.clone());
+            let (flaw, page_rows) = {
+                let state = self.state();
+                (state.flaw, state.limits.1)
+            };
+            let settings = HttpSettings { hosts: Hosts::Any, page_rows, ..HttpSettings::default() };
+            let router = Flaw::router(flaw, http::balancer::router(balancer.handle(), settings.clone()));
             http::serve::<TurmoilNetwork>(listener, router, settings, balancer.stop().watch()).await;
         }
         balancer.join().await?;

@@ -224,6 +224,7 @@ fn large_answers_come_in_pages_streams_and_lines() {
         let answer = api.ok("POST", "/read", body.clone());
         assert_eq!(answer["data"], json!(all[place * 4096..(place + 1) * 4096]));
         assert_eq!(answer.get("next_cursor").is_some(), place < 2, "page {place}");
+        assert_eq!(answer.get("cursor_promise"), (place < 2).then_some(&json!("key-order")), "page {place}");
         body["cursor"] = answer["next_cursor"].clone();
     }
     for (field, value, message) in [
@@ -273,4 +274,19 @@ fn session_reads_see_what_the_session_has_seen() {
     let body = json!({ "Stud_id": { "low": 0, "high": 1 }, "consistency": "session" });
     let answer = api.ask_with("GET", "/read", &[("Twinshard-Session", "nonsense")], &body);
     check_refusal(&answer, 400, "bad-session", "<Error> The Twinshard-Session header is not one that this cluster gave", "nonsense");
+}
+
+#[test]
+fn a_token_that_was_made_up_is_refused_and_never_repeated() {
+    let Cluster { api, .. } = &Cluster::initialised();
+    api.ok("POST", "/write", json!({ "data": [row(1, "a")] }));
+    let body = |consistency: &str| json!({ "Stud_id": { "low": 0, "high": 1 }, "consistency": consistency });
+    let made_up = "1:9223372036854775808,2:7";
+    let began = std::time::Instant::now();
+    let answer = api.ask_with("GET", "/read", &[("Twinshard-Session", made_up)], &body("session"));
+    assert_eq!((answer.status, &answer.json()["code"]), (400, &json!("session-token-beyond")));
+    assert!(began.elapsed().as_secs() < 5, "it waited for its deadline");
+    let answer = api.ask_with("GET", "/read", &[("Twinshard-Session", made_up)], &body("linearizable"));
+    let (token, position) = (answer.header("twinshard-session").unwrap(), answer.header("twinshard-position").unwrap());
+    assert_eq!(token, format!("{position},2:7"), "what the read did not touch is kept, what it did is its own word");
 }

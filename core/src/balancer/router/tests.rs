@@ -15,6 +15,7 @@ use crate::{
 use std::collections::VecDeque;
 
 mod chaos;
+mod pages;
 mod reads;
 mod writes;
 

@@ -123,7 +123,9 @@ async fn whole(app: &App, wanted: &Wanted, deadline: Instant) -> Answer {
         }
         // The headers were sent before the rest was seen.
         if progress.streams {
-            tail.insert("position".to_owned(), json!(read_position(seen)));
+            if versions {
+                tail.insert("position".to_owned(), json!(read_position(seen)));
+            }
             if in_session {
                 let seen = seen_with(session_before.clone(), Some(&of_tail), seen.clone());
                 tail.insert("session".to_owned(), json!(json::write_session_token(&seen)));
