@@ -147,7 +147,7 @@ impl Sessions {
 
     /// The first in line, if a number is free for it.
     pub(crate) fn next(&mut self, shard: ShardId) -> Option<(Token, usize)> {
-        let session = self.session.filter(|_| !self.refused.contains(&shard))?;
+        let session = self.session.filter(|_| !self.has_ended && !self.refused.contains(&shard))?;
         let is_full = self.numbers.get(&(shard, session)).is_some_and(|numbers| numbers.last + 1 - numbers.lowest() >= WINDOW_MAX);
         if is_full {
             return None;
@@ -237,5 +237,17 @@ mod tests {
         assert!(sessions.has_room(SHARD));
         sessions.set(SessionId(1));
         assert_eq!(sessions.next(SHARD), Some((Token(1), 0)));
+    }
+
+    #[test]
+    fn session_that_ended_lets_nobody_out_of_the_line() {
+        let mut sessions = Sessions::default();
+        sessions.set(SessionId(1));
+        let first = sessions.open(SHARD).unwrap();
+        sessions.end();
+        sessions.wait(SHARD, Token(1), 0);
+        sessions.close(SHARD, first);
+        assert_eq!(sessions.open(SHARD), None);
+        assert_eq!(sessions.next(SHARD), None, "who is let out gets no number and waits again, for ever");
     }
 }

@@ -288,6 +288,39 @@ fn register_that_went_back_is_changed_no_more() {
     assert!(status.warnings[0].contains(&format!("went back from {told} to {found}")), "{:?}", status.warnings);
 }
 
+fn delete_request() -> Request {
+    let operations = vec![crate::command::Operation::Delete { key: crate::value::Key(1) }];
+    Request::Write { operations, on_conflict: None, idempotency: None }
+}
+
+#[test]
+fn balancer_whose_register_went_back_with_a_write_in_flight_goes_on_running() {
+    let (done, is_done) = std::sync::mpsc::channel();
+    // On a thread of its own: a step that does not return fails the test, and does not hang it.
+    std::thread::spawn(move || {
+        let mut world = World::serving(1);
+        world.forget();
+        world.run(50);
+        let first = world.ask_for(A, delete_request(), 5_000);
+        assert_eq!(world.sent(A, |message| matches!(message, ToServer::Execute(_))).len(), 1, "or nothing is in flight");
+        let later = MapVersion(world.version.0 + 90);
+        world.tell(
+            A,
+            S1,
+            ToBalancer::Beat { beat: 1_000_000, incarnation: Incarnation(1), follows: None, map_version: later, replicas: vec![] },
+        );
+        world.run(500);
+        assert_eq!(went_back(&world, A).len(), 1);
+        let second = world.ask_for(A, delete_request(), 5_000);
+        // The first reaches its deadline: whoever waits in line for its number would be let out.
+        world.run(6_000);
+        let _ = done.send((world.replies(first), world.replies(second)));
+    });
+    let (first, second) = is_done.recv_timeout(std::time::Duration::from_secs(20)).expect("a step of the machine does not return");
+    assert_eq!(first, [Reply::Failed(RequestError::OutcomeUnknown)]);
+    assert!(matches!(second[..], [Reply::Failed(RequestError::ShardUnavailable(_))]), "{second:?}");
+}
+
 #[test]
 fn register_that_went_back_under_its_controller_is_found_by_reading_it_again() {
     // Otherwise it reads nothing: each of its compare-and-sets finds the version that it knows.
