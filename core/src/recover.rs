@@ -59,6 +59,13 @@ pub enum Unrecoverable {
         /// The members of it that were not found, or are damaged, and their servers.
         missing: Vec<(ReplicaId, Option<Box<str>>)>,
     },
+    /// Logs hold a shard that was added after every map that was found: its name and its keys are nowhere.
+    Unnamed {
+        /// Its id.
+        shard: ShardId,
+        /// Its replicas that hold something.
+        replicas: Vec<ReplicaId>,
+    },
 }
 
 impl fmt::Display for Unrecoverable {
@@ -78,6 +85,14 @@ impl fmt::Display for Unrecoverable {
                     write!(f, "; not found, or damaged: {}", names.collect::<Vec<_>>().join(", "))?;
                 }
                 Ok(())
+            }
+            Self::Unnamed { shard, replicas } => {
+                let names = replicas.iter().map(ReplicaId::to_string).collect::<Vec<_>>().join(", ");
+                write!(
+                    f,
+                    "logs hold {names} of the shard {shard}, which is newer than every cluster map that was found: its name and its keys \
+                     are not known; find the data of the other servers, or a newer copy of the register"
+                )
             }
         }
     }
@@ -116,6 +131,7 @@ pub struct Rebuilt {
 pub fn rebuild(found: &BTreeMap<ServerId, Found>) -> Result<Rebuilt, Unrecoverable> {
     let newest = found.values().filter_map(|found| found.map.as_ref()).max_by_key(|(version, _)| *version);
     let (seen, newest) = newest.ok_or(Unrecoverable::NoMap)?;
+    refuse_unnamed(newest, found)?;
     let mut map = ClusterMap::clone(newest);
     // A server that the map lets go may be gone.
     let remembers = |id: &ServerId| found.get(id).is_some_and(|found| found.map.is_some());
@@ -142,6 +158,18 @@ pub fn rebuild(found: &BTreeMap<ServerId, Found>) -> Result<Rebuilt, Unrecoverab
     raise_counters(&mut map, found);
     map.controller = ControllerHint { holder: None, beat: map.controller.beat + 1 };
     Ok(Rebuilt { version: MapVersion(seen.0 + MARGIN), map, seen: *seen, shards })
+}
+
+/// A shard that the newest map has never heard of may have served. One that it knew and has no more was given up.
+fn refuse_unnamed(newest: &ClusterMap, found: &BTreeMap<ServerId, Found>) -> Result<(), Unrecoverable> {
+    let mut unnamed: BTreeMap<ShardId, Vec<ReplicaId>> = BTreeMap::new();
+    for (id, replica) in found.values().flat_map(|found| &found.replicas) {
+        let is_empty = !replica.damaged && replica.last == Position::ZERO && replica.barriers.is_empty();
+        if replica.shard > newest.counters.shard && !newest.shards.contains_key(&replica.shard) && !is_empty {
+            unnamed.entry(replica.shard).or_default().push(*id);
+        }
+    }
+    unnamed.pop_first().map_or(Ok(()), |(shard, replicas)| Err(Unrecoverable::Unnamed { shard, replicas }))
 }
 
 /// The configuration of a shard that served last, or one after it that is installed.
@@ -267,7 +295,7 @@ mod tests {
                 wanted_primary: None,
             };
             map.shards.insert(SH, shard);
-            map.counters.epoch = Epoch(5);
+            (map.counters.epoch, map.counters.shard) = (Epoch(5), SH);
             let mut found = BTreeMap::new();
             for id in members {
                 let address = Some(Address { http: "h:1".into(), peer: "h:2".into() });
@@ -304,7 +332,7 @@ mod tests {
             match rebuild(&self.found) {
                 Ok(rebuilt) => Ok(rebuilt.map.shards[&SH].current.as_ref().map_or(0, |current| current.epoch.0)),
                 Err(Unrecoverable::Unclear { agreeing_count, .. }) => Err(agreeing_count),
-                Err(Unrecoverable::NoMap) => panic!("they have seen one"),
+                Err(Unrecoverable::NoMap | Unrecoverable::Unnamed { .. }) => panic!("they have seen one that has all"),
             }
         }
     }
@@ -320,6 +348,32 @@ mod tests {
         let counters = rebuilt.map.counters;
         assert!(counters.epoch > Epoch(5) && counters.replica > ReplicaId(3) && counters.session > SessionId(77));
         assert_eq!(rebuild(&BTreeMap::from([(ServerId(1), Found::default())])), Err(Unrecoverable::NoMap));
+    }
+
+    #[test]
+    fn shard_that_only_logs_show_is_not_dropped_without_a_word() {
+        let mut story = Story::serving(3);
+        // Added after version 9: no server was told of a map with it, and it was written to.
+        let second = config(6, &[11, 12, 13]);
+        for id in 1..=3 {
+            let last = Position { epoch: Epoch(6), index: LogIndex(500) };
+            let replica = FoundReplica { shard: ShardId(2), promised: Epoch(6), last, barriers: vec![second.clone()], damaged: false };
+            story.found.get_mut(&ServerId(id)).unwrap().replicas.insert(ReplicaId(id + 10), replica);
+        }
+        let refused = rebuild(&story.found).unwrap_err();
+        let replicas = vec![ReplicaId(11), ReplicaId(12), ReplicaId(13)];
+        assert_eq!(refused, Unrecoverable::Unnamed { shard: ShardId(2), replicas });
+        assert!(refused.to_string().contains("r11, r12, r13"), "{refused}");
+        // One that the newest map knew was given up, and one that was only created never served.
+        let mut given_up = story.found.clone();
+        for found in given_up.values_mut() {
+            Arc::make_mut(&mut found.map.as_mut().unwrap().1).counters.shard = ShardId(2);
+        }
+        assert!(rebuild(&given_up).is_ok());
+        for replica in story.found.values_mut().flat_map(|found| found.replicas.values_mut()).filter(|replica| replica.shard != SH) {
+            (replica.last, replica.barriers) = (Position::ZERO, vec![]);
+        }
+        assert!(rebuild(&story.found).is_ok());
     }
 
     #[test]
