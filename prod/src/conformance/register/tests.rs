@@ -169,6 +169,39 @@ fn rot_in_the_head_of_redb_is_told_or_does_not_matter() {
     assert!(places.filter(|place| is_damaged(|_| vec![*place])).count() > 200);
 }
 
+/// What a crash leaves of a register that was told its last map is put: the file while it is open.
+#[test]
+fn rot_in_the_last_commit_of_redb_is_told_after_a_crash() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("register.redb");
+    let mut register = RedbRegister::open_file(&path, &initial()).unwrap();
+    for count in 0..5 {
+        assert!(register.compare_and_set(MapVersion(count), &marked(1, count)).unwrap());
+    }
+    let before = std::fs::read(&path).unwrap();
+    assert!(register.compare_and_set(MapVersion(5), &marked(2, 9)).unwrap());
+    let left = std::fs::read(&path).unwrap();
+    let opened = |name: &str, bytes: &[u8]| {
+        let copy = dir.path().join(name);
+        std::fs::write(&copy, bytes).unwrap();
+        RedbRegister::open_file(&copy, &initial()).and_then(|mut register| register.read())
+    };
+    let (version, map) = opened("whole", &left).unwrap();
+    assert_eq!((version, &*map), (MapVersion(6), &marked(2, 9)));
+    let mut damaged_count = 0;
+    for page in (4_096..left.len()).step_by(4_096).filter(|page| before.get(*page..page + 4_096) != left.get(*page..page + 4_096)) {
+        let first = (page..page + 4_096).find(|at| before.get(*at) != left.get(*at)).unwrap();
+        let mut rotten = left.clone();
+        rotten[first] ^= 1;
+        match opened(&format!("rotten-{page}"), &rotten) {
+            Ok((version, map)) => assert_eq!((version, &*map), (MapVersion(6), &marked(2, 9)), "byte {first}: it went back without a word"),
+            Err(RegisterError::Damaged(_)) => damaged_count += 1,
+            Err(error) => panic!("byte {first}: {error}"),
+        }
+    }
+    assert!(damaged_count > 0, "no rot was told");
+}
+
 /// More steps than any test makes.
 const FOREVER: i64 = 1 << 60;
 
