@@ -35,7 +35,22 @@ fn purge_deletes_what_left_the_cluster_and_nothing_else() {
     let api = Api::of(&up);
     api.ok("POST", "/init", init());
     api.ok("POST", "/write", json!({ "data": [row(1, "kept"), row(9000, "kept")] }));
+    let (register, older) = (dir.path().join("register.redb"), dir.path().join("older"));
+    assert!(up.stop().0.success());
+    std::fs::copy(&register, &older).unwrap();
+    let up = Up::start(dir.path());
+    let api = Api::of(&up);
     api.ok("POST", "/add", json!({ "n": 1, "servers": { "Server7": ["sh1"] } }));
+    assert!(up.stop().0.success());
+    // A register from before the server was added would have its data deleted.
+    let newest = dir.path().join("newest");
+    std::fs::rename(&register, &newest).unwrap();
+    std::fs::copy(&older, &register).unwrap();
+    let (code, list, words) = purge(&["--yes"]);
+    assert_eq!((code, words.contains("went back"), servers_in(dir.path())), (1, true, 4), "{list}{words}");
+    std::fs::rename(&newest, &register).unwrap();
+    let up = Up::start(dir.path());
+    let api = Api::of(&up);
     api.ok("DELETE", "/rm", json!({ "n": 1, "servers": ["Server7"] }));
     let (code, _, words) = purge(&["--yes"]);
     assert_eq!((code, words.lines().count(), words.contains("stop `twinshard up` first")), (1, 1, true), "{words}");

@@ -121,13 +121,17 @@ fn wrong_with(
     read: Result<MapVersion, RegisterError>,
     found: &BTreeMap<ServerId, Found>,
 ) -> Result<String, Failure> {
-    let newest = found.values().filter_map(|found| found.map.as_ref()).map(|(version, _)| *version).max();
-    match (read, newest) {
+    match (read, newest_told(found.values())) {
         (Ok(version), Some(newest)) if version < newest => Ok(format!("it went back from {newest} to {version}")),
         (Ok(_), _) => Err(Failure::new(format!("{what} is there and whole: there is nothing to recover"))),
         (Err(RegisterError::Damaged(reason)), _) => Ok(reason),
         (Err(error), _) => Err(Failure::new(format!("{what}: {error}"))),
     }
+}
+
+/// The newest map that a server was told of.
+pub(super) fn newest_told<'a>(found: impl IntoIterator<Item = &'a Found>) -> Option<MapVersion> {
+    found.into_iter().filter_map(|found| found.map.as_ref()).map(|(version, _)| *version).max()
 }
 
 /// What the servers remember; `None` if no more was asked than to say it.
@@ -168,15 +172,26 @@ fn found_in(servers: &Path, cluster: ClusterId) -> Result<BTreeMap<ServerId, Fou
 /// What the logs in these directories say. One that cannot be read is as one that is not there.
 fn found_among(dirs: impl IntoIterator<Item = PathBuf>, cluster: ClusterId) -> Result<BTreeMap<ServerId, Found>, Failure> {
     let mut found = BTreeMap::new();
-    for dir in dirs.into_iter().filter(|dir| dir.join(LOG_FILE).exists()) {
-        let disk: Arc<dyn Disk> = Arc::new(RealDisk::open(&dir)?);
-        match FileLog::look(disk, cluster) {
-            Ok((server, state)) => drop(found.insert(server, remembered(&state))),
-            Err(LogError::Unreadable) => println!("{}: its log is damaged, or was never written: it remembers nothing", dir.display()),
-            Err(error) => return Err(Failure::new(format!("{}: {error}", dir.display()))),
-        }
+    for dir in dirs {
+        found.extend(found_at(&dir, cluster)?);
     }
     Ok(found)
+}
+
+/// What the log in a directory says; `None` without one that can be read.
+pub(super) fn found_at(dir: &Path, cluster: ClusterId) -> Result<Option<(ServerId, Found)>, Failure> {
+    if !dir.join(LOG_FILE).exists() {
+        return Ok(None);
+    }
+    let disk: Arc<dyn Disk> = Arc::new(RealDisk::open(dir)?);
+    match FileLog::look(disk, cluster) {
+        Ok((server, state)) => Ok(Some((server, remembered(&state)))),
+        Err(LogError::Unreadable) => {
+            println!("{}: its log is damaged, or was never written: it remembers nothing", dir.display());
+            Ok(None)
+        }
+        Err(error) => Err(Failure::new(format!("{}: {error}", dir.display()))),
+    }
 }
 
 fn remembered(state: &LogState) -> Found {
