@@ -465,7 +465,10 @@ impl Checks {
     /// A disk is about to be lost: what it held was durable until now.
     pub(super) fn on_loss(&mut self, log: &LogState) {
         for (replica, log) in &log.replicas {
-            self.graves.insert(*replica, log.clone());
+            // A disk that was put back may be lost again: what the newer one held is what was acknowledged.
+            if self.graves.get(replica).is_none_or(|known| known.last() <= log.last()) {
+                self.graves.insert(*replica, log.clone());
+            }
             self.damaged.insert(*replica);
         }
     }
