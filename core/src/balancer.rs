@@ -11,6 +11,7 @@
 mod admin;
 mod drive;
 mod explain;
+mod loss;
 mod observed;
 mod parked;
 mod plan;
@@ -18,6 +19,7 @@ mod policy;
 mod provisions;
 mod reasons;
 mod relocate;
+mod removal;
 pub mod ring;
 mod router;
 mod routes;
@@ -212,7 +214,7 @@ impl BalancerMachine {
             next_beat: now,
             hint_since: now,
             controlling: false,
-            observed: Observed::new(config.suspect_after),
+            observed: Observed::new(config.suspect_after, config.replace_after),
             told: Told::default(),
             drives: Drives::new(config.planted),
             reasons: Reasons::default(),
@@ -339,7 +341,7 @@ impl BalancerMachine {
                     self.dirty = true;
                     self.must_read |= self.wants_newer(&request);
                     let operation = self.operations_begun;
-                    self.admins.push_back(Admin { token, request, deadline, operation, goal: None, tried: None });
+                    self.admins.push_back(Admin { token, request, deadline, operation, goal: None, tried: None, doubt: None });
                 }
             }
         }
@@ -571,6 +573,8 @@ impl BalancerMachine {
         let was_controlling = self.controlling;
         self.controlling = self.id.is_some() && map.controller.holder == self.id && self.told.went_back().is_none();
         if self.controlling && !was_controlling {
+            // Another may have started since what this one saw stopped.
+            self.observed.unfence();
             let from = old.as_ref().and_then(|old| old.controller.holder);
             out.push(BalancerEffect::Note(Note::Controlling { from }));
         } else if was_controlling && !self.controlling {
@@ -667,7 +671,8 @@ impl BalancerMachine {
                     record.address = Some(address.clone());
                 }
             }
-            let facts = plan::Facts { now, observed: &self.observed, drives: &self.drives, seed: self.config.seed };
+            let (observed, drives, accepted_loss) = (&self.observed, &self.drives, &map.accepted_loss);
+            let facts = plan::Facts { now, observed, drives, accepted_loss, seed: self.config.seed };
             let (planned, reasons) = plan::next_map(&next, &facts);
             self.reasons.remember(&planned, &reasons);
             next = planned;
@@ -723,6 +728,10 @@ impl BalancerMachine {
             } else if before.is_none() && new.shards.get(&shard).is_some_and(|record| record.current.is_some()) {
                 note(Note::Minted { replica, shard, server });
             }
+        }
+        for (shard, anew) in loss::given_up(old, new) {
+            let replicas = old.replicas.iter().filter(|(_, record)| record.shard == shard).map(|(id, _)| *id).collect();
+            note(Note::GivenUp { shard, anew, replicas });
         }
         for (shard, record) in &new.shards {
             let old = old.shards.get(shard);

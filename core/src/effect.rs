@@ -310,6 +310,15 @@ pub enum Note {
         /// Why it is lost, if it is.
         lost: Option<LostReason>,
     },
+    /// An operator accepted that what was acknowledged in a shard is lost, and it was: it begins anew, empty.
+    GivenUp {
+        /// Which.
+        shard: ShardId,
+        /// The one in its place.
+        anew: ShardId,
+        /// The replicas it had. Their servers keep what they have of them.
+        replicas: Vec<ReplicaId>,
+    },
     /// A configuration was proposed.
     Proposed {
         /// Of which shard.

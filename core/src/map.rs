@@ -158,6 +158,8 @@ pub struct ClusterMap {
     pub counters: Counters,
     /// The servers that an operator drained: the balancer places nothing there by itself.
     pub drained: BTreeSet<ServerId>,
+    /// The shards of which an operator accepted that what was acknowledged is lost, if too many of their replicas are gone for good.
+    pub accepted_loss: BTreeSet<ShardId>,
 }
 
 impl ClusterMap {

@@ -49,6 +49,8 @@ pub enum Cause {
     StoodStill,
     /// The proposal before stood still, as its primary does not reach all members: they are left out.
     Unreached,
+    /// Too many members are gone and an operator accepted what is lost with them: those that answer promise that it is over.
+    LossAccepted,
 }
 
 /// Why the primary of a proposed configuration.
@@ -86,6 +88,7 @@ impl fmt::Display for Cause {
             Self::EpochOver => "the proposal before cannot be finished",
             Self::StoodStill => "the proposal before stood still",
             Self::Unreached => "the proposal before stood still for members that its primary does not reach",
+            Self::LossAccepted => "too many members are gone, and an operator accepted what is lost with them",
         })
     }
 }

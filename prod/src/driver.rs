@@ -131,6 +131,9 @@ impl Notes {
             Note::Retired { replica, shard, server, lost } => {
                 tracing::warn!(node = %name, %replica, %shard, %server, ?lost, "replica given up");
             }
+            Note::GivenUp { shard, anew, replicas } => {
+                tracing::error!(node = %name, %shard, %anew, ?replicas, "shard given up: what was acknowledged in it is lost, as was accepted");
+            }
             Note::Proposed { shard, config, reason: Some(Reason { cause, choice }) } => {
                 tracing::info!(node = %name, %shard, %config, %cause, %choice, "configuration proposed");
             }

@@ -350,6 +350,7 @@ pub const fn kind(note: &Note) -> &'static str {
         Note::Removed { .. } => "removed",
         Note::Minted { .. } => "minted",
         Note::Retired { .. } => "retired",
+        Note::GivenUp { .. } => "given-up",
         Note::Leads { .. } => "leads",
         Note::Granted { .. } => "granted",
         Note::Refused { .. } => "refused",

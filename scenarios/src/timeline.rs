@@ -243,6 +243,7 @@ impl Deeds {
                 | Note::Removed { .. }
                 | Note::Minted { .. }
                 | Note::Retired { .. }
+                | Note::GivenUp { .. }
                 | Note::Proposed { .. }
                 | Note::RegisterWentBack { .. }
                 | Note::Leads { .. }
@@ -280,6 +281,7 @@ fn note_text(names: &Names, reasons: &Reasons<'_>, note: &Note) -> Option<String
         }
         Note::Activated { shard, config } => format!("{}: {} active, {}", names.shard(*shard), config.epoch, names.config(config)),
         Note::Lost { replica, reason } => format!("{} is lost: {reason:?}", names.replica(*replica)),
+        Note::GivenUp { anew, .. } => format!("{} is given up, as was accepted, and begins anew", names.shard(*anew)),
         Note::RegisterWentBack { told, found } => format!("the register went back from {told} to {found}"),
         Note::Controlling { .. } => "a balancer takes control".to_owned(),
         // Told by what came before them or follows: a lost replica, an operator's request, a configuration.

@@ -14,6 +14,7 @@ pub mod world;
 
 mod clients;
 mod liveness;
+mod operators;
 
 use crate::plan::Plan;
 use std::sync::Arc;

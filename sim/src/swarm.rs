@@ -35,6 +35,7 @@ enum Stream {
     Faults,
     Relocations,
     Reads,
+    Losses,
 }
 
 /// Dice of one stream.
@@ -81,8 +82,12 @@ pub fn plan(seed: u64, planted: Planted) -> Plan {
     let mut operations = operations(&mut Dice::new(seed, Stream::Workload), &topology, count, span_ms);
     operations.extend(relocations(&mut Dice::new(seed, Stream::Relocations), &topology, span_ms));
     operations.extend(wide_reads(&mut reads, &topology, span_ms));
+    let (losses, downs) = losses(&mut Dice::new(seed, Stream::Losses), &topology, end);
+    operations.extend(losses);
     operations.sort_by_key(|operation| (operation.at, operation.id));
-    let faults = faults(&mut Dice::new(seed, Stream::Faults), &mut options, &topology, end);
+    let mut faults = faults(&mut Dice::new(seed, Stream::Faults), &mut options, &topology, end);
+    faults.extend(downs);
+    faults.sort_by_key(|window| window.start);
     Plan { seed, topology, operations, faults, heal_at: end, heal_within: Duration::from_millis(20_000), planted, staged: false }
 }
 
@@ -242,6 +247,35 @@ fn wide_reads(dice: &mut Dice, topology: &Topology, span_ms: u64) -> Vec<Planned
         operations.push(PlannedOperation { id: WIDE_READS_FROM + step, at, client, balancer, timeout, retries: 0, action });
     }
     operations
+/// Ids of operations that accept the loss of data.
+const LOSSES_FROM: u32 = 6_000;
+
+/// In some seeds an operator accepts the loss of data: where servers are gone for good, as it seems, with their disk or without, where they
+/// are merely silent, or where nothing is wrong at all.
+fn losses(dice: &mut Dice, topology: &Topology, end: Instant) -> (Vec<PlannedOperation>, Vec<Window>) {
+    let (mut operations, mut downs) = (Vec::new(), Vec::new());
+    if dice.percent(75) {
+        return (operations, downs);
+    }
+    let server_count = topology.servers.len() as u64;
+    let first = dice.below(server_count);
+    let at = |dice: &mut Dice| Instant(dice.between(WORKLOAD_AT_MS * 1_000_000, end.0));
+    let start = at(dice);
+    for step in 0..dice.pick(&[0, 1, 2, 2, 3, 4]).min(server_count - 1) {
+        let place = Place::Server(ServerId((first + step) % server_count + 1));
+        let length = if dice.percent(33) { dice.ms(100, 1_000) } else { end.since(start) };
+        downs.push(Window { start, length, fault: Fault::Down { place, loses_disk: dice.percent(20) } });
+    }
+    for step in 0..dice.pick(&[1, 1, 2]) {
+        let at = if dice.percent(50) { at(dice) } else { (start + dice.ms(0, 1_500)).min(end) };
+        let names = (0..dice.pick(&[1, 1, 2])).map(|step| server_name((first + step) % server_count + 1)).collect::<Vec<_>>();
+        let request = Request::Remove { server_count: names.len() as u64, servers: names, accept_data_loss: true, capped: false };
+        let (id, client) = (LOSSES_FROM + step, 300 + step);
+        let balancer = dice.below(topology.balancer_count as u64) as usize;
+        let (timeout, action) = (dice.pick(&[5_000, 20_000].map(Duration::from_millis)), Action::Raw(request));
+        operations.push(PlannedOperation { id, at, client, balancer, timeout, retries: 0, action });
+    }
+    (operations, downs)
 }
 
 fn action(dice: &mut Dice, topology: &Topology, id: u32, keys: i64) -> Action {

@@ -2,13 +2,14 @@
 //! true is for [`Goal`] to say.
 
 use super::{
+    loss::Denied,
     observed::Observed,
     relocate::{self, Moves},
 };
 use crate::{
     command::OnConflict,
     id::{ServerId, ShardId},
-    map::{ClusterMap, ReplicaStage, SERVERS_MAX, SHARDS_MAX, ServerGoal, ServerRecord, ShardRecord},
+    map::{ClusterMap, SERVERS_MAX, SHARDS_MAX, ServerGoal, ServerRecord, ShardRecord},
     message::LeadStage,
     request::{NewServer, NewShard, Reply, RequestError},
     schema::{Schema, is_name},
@@ -61,6 +62,46 @@ impl Goal {
             Self::Moved { .. } => false,
             Self::Relocated { from, moves, .. } => relocate::stands(map, *from, moves),
         }
+    }
+
+    /// A planted bug: the answer, as if the goal was reached.
+    pub(crate) fn hoped(&self, map: &ClusterMap) -> Option<Reply> {
+        let server_count = map.servers.values().filter(|record| record.goal == ServerGoal::Run).count() as u64;
+        match self {
+            Self::Added { names, .. } => Some(Reply::Added { server_count, servers: names.clone() }),
+            Self::Removed { names, .. } => Some(Reply::Removed { server_count, servers: names.clone() }),
+            Self::Relocated { moves, .. } => Some(relocate::said(map, moves)),
+            Self::Initialised | Self::Moved { .. } => None,
+        }
+    }
+
+    /// Why the goal is never reached any more: another request took back what this one wanted. Asked only after [`Self::reached`].
+    pub(crate) fn overtaken(&self, map: &ClusterMap) -> Option<RequestError> {
+        let is_leaving = |id: &ServerId| map.servers.get(id).is_none_or(|record| record.goal == ServerGoal::Leave);
+        let words = match self {
+            Self::Initialised if map.schema.is_none() => "The cluster was torn down before it was set up".to_owned(),
+            Self::Added { servers, names, .. } if servers.iter().any(is_leaving) => {
+                let name = servers.iter().zip(names).find(|(id, _)| is_leaving(id)).map_or_else(String::new, |(_, name)| quoted(name));
+                format!("Server {name} was removed before it served")
+            }
+            Self::Added { shards, .. } if shards.iter().any(|shard| !map.shards.contains_key(shard)) => {
+                "A shard was removed before it served".to_owned()
+            }
+            Self::Moved { shard, from } => match map.shards.get(shard) {
+                None => "The shard was removed before another server led it".to_owned(),
+                Some(record) if record.wanted_primary.is_none() && record.pending.is_none() => {
+                    let leads = record.current.as_ref().and_then(|current| map.server_of(current.primary));
+                    if leads.is_none() || leads != *from {
+                        return None;
+                    }
+                    "The server that was to lead was removed, or does not answer".to_owned()
+                }
+                Some(_) => return None,
+            },
+            Self::Relocated { from, moves, is_whole } => return relocate::overtaken(map, *from, moves, *is_whole),
+            Self::Initialised | Self::Added { .. } | Self::Removed { .. } => return None,
+        };
+        Some(refused(words))
     }
 
     /// The answer, once the goal is reached.
@@ -476,129 +517,14 @@ fn same_add(map: &ClusterMap, new_shards: &[NewShard], servers: &[NewServer]) ->
     on_its_way.then_some(Goal::Added { servers: ids, names: servers.iter().map(|server| server.name.clone()).collect(), shards: shards? })
 }
 
-/// A request of /rm.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Remove<'a> {
-    pub(crate) server_count: u64,
-    pub(crate) servers: &'a [Box<str>],
-    pub(crate) accept_data_loss: bool,
-    pub(crate) capped: bool,
-}
-
-/// The map with servers on their way out, and what to wait for.
-pub(crate) fn remove(
-    map: &ClusterMap,
-    request: &Remove<'_>,
-    observed: &Observed,
-    now: Instant,
-) -> Result<(ClusterMap, Goal), RequestError> {
-    let Remove { servers: names, accept_data_loss, capped, .. } = *request;
-    let run: Vec<ServerId> = map.servers.iter().filter(|(_, record)| record.goal == ServerGoal::Run).map(|(id, _)| *id).collect();
-    let count = if capped { request.server_count.min(run.len() as u64) } else { request.server_count };
-    if names.len() as u64 > request.server_count {
-        return Err(if capped { RequestError::TooManyHostnamesToRemove } else { RequestError::TooManyServersToRemove });
-    }
-    let mut leaving: Vec<ServerId> = Vec::new();
-    for name in names {
-        let Some(id) = map.server_named(name) else {
-            return Err(invalid(format!("Server {} does not exist", quoted(name))));
-        };
-        if leaving.contains(&id) {
-            return Err(invalid(format!("Server {} stands twice", quoted(name))));
-        }
-        leaving.push(id);
-    }
-    let are_all_named = run.iter().all(|id| leaving.contains(id));
-    let on_their_way = leaving.iter().filter(|id| !run.contains(id)).count() as u64;
-    if count > run.len() as u64 + on_their_way {
-        return Err(invalid(format!("There are only {} servers to remove", run.len())));
-    }
-    // The rest: those whose going costs least, which lead and hold least.
-    let cost = |id: &ServerId| {
-        let held = map.shards.values().filter(|record| record.placement.contains(id)).count();
-        let led = map
-            .shards
-            .values()
-            .filter(|record| record.current.as_ref().and_then(|current| map.server_of(current.primary)) == Some(*id))
-            .count();
-        (held, led, std::cmp::Reverse(*id))
-    };
-    let mut rest: Vec<ServerId> = run.iter().copied().filter(|id| !leaving.contains(id)).collect();
-    rest.sort_by_key(cost);
-    leaving.extend(rest.into_iter().take(usize::try_from(count).unwrap_or(usize::MAX).saturating_sub(leaving.len())));
-    // In the order in which they came.
-    leaving.sort_unstable();
-    let leaving_names: Vec<Box<str>> = leaving.iter().filter_map(|id| map.servers.get(id)).map(|record| record.name.clone()).collect();
-
-    let mut next = map.clone();
-    for id in &leaving {
-        if let Some(record) = next.servers.get_mut(id) {
-            record.goal = ServerGoal::Leave;
-        }
-    }
-    if run.iter().all(|id| leaving.contains(id)) {
-        // Data goes with the last server only where each was named, or its loss was accepted.
-        if let Some(shard) = map.shards.values().next().filter(|_| !are_all_named && !accept_data_loss) {
-            let words = format!("Shard {} would lose its last replica: name all servers to tear the cluster down", quoted(&shard.name));
-            return Err(refused(words));
-        }
-        // A teardown: nothing is left to hold anything. What is on disk stays there.
-        next.shards.clear();
-        next.replicas.clear();
-        next.schema = None;
-        return Ok((next, Goal::Removed { servers: leaving, names: leaving_names }));
-    }
-    let staying: Vec<ServerId> = run.iter().copied().filter(|id| !leaving.contains(id)).collect();
-    let shards: Vec<ShardId> = next.shards.keys().copied().collect();
-    for shard in shards {
-        let Some(record) = next.shards.get(&shard) else { continue };
-        if record.placement.iter().all(|server| !leaving.contains(server)) {
-            continue;
-        }
-        let (name, current) = (record.name.clone(), record.current.clone());
-        let mut placement: BTreeSet<ServerId> = record.placement.iter().copied().filter(|server| !leaving.contains(server)).collect();
-        // The last replica, or the write quorum, is first brought up elsewhere. A quorum that the settings fix must be kept; another one
-        // shrinks with the members where there is no room.
-        let fixed = next.settings.write_quorum.map_or(1, |quorum| quorum as usize).min(record.placement.len());
-        let quorum = current.as_ref().map_or(1, |current| current.write_quorum as usize);
-        while placement.len() < fixed.max(quorum) {
-            let load = |server: ServerId| next.shards.values().filter(|record| record.placement.contains(&server)).count();
-            let free = staying.iter().copied().filter(|server| !placement.contains(server) && !map.drained.contains(server));
-            match free.min_by_key(|server| (load(*server), *server)) {
-                Some(server) => placement.insert(server),
-                None if placement.len() >= fixed || (accept_data_loss && !placement.is_empty()) => break,
-                None => return Err(refused(format!("Shard {} would lose its last replica or its write quorum", quoted(&name)))),
-            };
-        }
-        // A copy needs somebody to copy from, and a change somebody to seal.
-        let can_seal = current.as_ref().is_none_or(|current| {
-            current.members.iter().filter(|member| observed.is_usable(map, **member, now)).count() >= current.seal_quorum()
-        });
-        if !can_seal && !accept_data_loss {
-            return Err(refused(format!("Shard {} cannot be moved: too few of its replicas answer", quoted(&name))));
-        }
-        let Some(record) = next.shards.get_mut(&shard) else { continue };
-        record.placement = placement;
-        if !can_seal {
-            // The operator accepted it: the shard begins anew, empty, where it is placed now.
-            record.current = None;
-            record.pending = None;
-            for replica in next.replicas.values_mut().filter(|replica| replica.shard == shard) {
-                replica.stage = ReplicaStage::Retired;
-            }
-        }
-    }
-    Ok((next, Goal::Removed { servers: leaving, names: leaving_names }))
-}
-
 /// The map with the wish that another server leads the shard.
 pub(crate) fn move_primary(
     map: &ClusterMap,
     shard: ShardId,
     observed: &Observed,
     now: Instant,
-) -> Result<(ClusterMap, Goal), RequestError> {
-    let Some(record) = map.shards.get(&shard) else { return Err(refused("The shard is gone")) };
+) -> Result<(ClusterMap, Goal), Denied> {
+    let Some(record) = map.shards.get(&shard) else { return Err(refused("The shard is gone").into()) };
     let from = record.current.as_ref().and_then(|current| map.server_of(current.primary));
     let leads = |server: ServerId| {
         let led =
@@ -611,7 +537,13 @@ pub(crate) fn move_primary(
         .filter(|server| Some(*server) != from && record.placement.contains(server))
         .min_by_key(|server| (leads(*server), *server));
     let Some(to) = to else {
-        return Err(refused(format!("Shard {} has no other up-to-date replica", quoted(&record.name))));
+        let error = refused(format!("Shard {} has no other up-to-date replica", quoted(&record.name)));
+        // One that was not heard of yet may be one.
+        let others = record.current.iter().flat_map(|current| &current.members).filter_map(|member| map.server_of(*member));
+        let waits = others
+            .filter(|server| Some(*server) != from && record.placement.contains(server))
+            .any(|server| !observed.is_alive(server, now) && !observed.is_down(server, now));
+        return Err(if waits { Denied::Later(error) } else { Denied::Now(error) });
     };
     let mut next = map.clone();
     if let Some(record) = next.shards.get_mut(&shard) {

@@ -91,9 +91,14 @@ impl Drives {
         self.shards.get(&shard).map_or(Duration::ZERO, |drive| now.since(drive.since))
     }
 
-    /// A planted bug: what a primary says of its lead is not acted upon.
-    pub(crate) fn is_ignoring_lame(&self) -> bool {
-        self.planted.has(Bug::IgnoresLame)
+    /// Whether this bug is planted.
+    pub(crate) fn has(&self, bug: Bug) -> bool {
+        self.planted.has(bug)
+    }
+
+    /// Whether all of these have promised that epoch, durably.
+    pub(crate) fn have_promised(&self, shard: ShardId, epoch: Epoch, members: &[ReplicaId]) -> bool {
+        self.proposal(shard, epoch).is_some_and(|proposal| members.iter().all(|id| proposal.promises.contains_key(id)))
     }
 
     /// A planted bug: a life is recorded although its disk has not seen the one before.

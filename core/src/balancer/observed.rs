@@ -9,6 +9,11 @@ use crate::{
 };
 use std::collections::BTreeMap;
 
+/// The most doublings of the patience with a server that was started and does not answer.
+const DOUBLINGS_MAX: u32 = 5;
+/// After so many starts of which nothing was heard a server is taken for dead while it is started once more.
+const STARTS_IN_VAIN: u32 = 2;
+
 /// What was seen of one server.
 #[derive(Clone, Debug)]
 pub(crate) struct Seen {
@@ -38,6 +43,8 @@ pub(crate) struct Seen {
     pub(crate) respawn_count: u64,
     /// How often it was started and then not heard of.
     pub(crate) unheard_starts: u32,
+    /// Its process was stopped or replaced since it was heard of last: what ran then runs no more.
+    pub(crate) is_fenced: bool,
 }
 
 /// What a beat told of the server itself.
@@ -68,6 +75,7 @@ impl Seen {
             health: Health::Starting,
             respawn_count: 0,
             unheard_starts: 0,
+            is_fenced: false,
         }
     }
 }
@@ -88,14 +96,15 @@ pub(crate) struct Observed {
     /// By server of the map.
     pub(crate) servers: BTreeMap<ServerId, Seen>,
     suspect_after: Duration,
+    replace_after: Duration,
     /// When this balancer woke from a pause: what it did not hear before is its own fault.
     resumed: Instant,
 }
 
 impl Observed {
     /// Nothing seen yet.
-    pub(crate) const fn new(suspect_after: Duration) -> Self {
-        Self { servers: BTreeMap::new(), suspect_after, resumed: Instant(0) }
+    pub(crate) const fn new(suspect_after: Duration, replace_after: Duration) -> Self {
+        Self { servers: BTreeMap::new(), suspect_after, replace_after, resumed: Instant(0) }
     }
 
     /// This balancer did not run for a while. All silence begins anew.
@@ -110,6 +119,7 @@ impl Observed {
         seen.beat = beat.beat;
         seen.unheard_starts = 0;
         seen.follows = beat.follows;
+        seen.is_fenced = false;
         seen.map_version = beat.map_version;
         seen.replicas = beat.replicas.into_iter().map(|status| (status.replica, status)).collect();
         let life = match seen.incarnation {
@@ -152,6 +162,32 @@ impl Observed {
     /// For how long the server has been silent although it was expected to answer; for ever if it is not known. What it takes to start one.
     pub(crate) fn silence(&self, server: ServerId, now: Instant) -> Duration {
         self.servers.get(&server).map_or(Duration(u64::MAX), |seen| self.silence_of(seen, now))
+    }
+
+    /// The silence after which a server is taken for dead. One that was started and not heard of may need longer to open its stores.
+    pub(crate) fn patience(&self, server: ServerId) -> Duration {
+        let unheard = self.servers.get(&server).map_or(0, |seen| seen.unheard_starts);
+        self.replace_after.times(1 << unheard.min(DOUBLINGS_MAX))
+    }
+
+    /// Whether the server is to be started anew: it was silent for longer than it may.
+    pub(crate) fn is_overdue(&self, server: ServerId, now: Instant) -> bool {
+        self.silence(server, now) > self.patience(server)
+    }
+
+    /// Whether the server is taken for dead. One that was started twice in vain is, until it is heard, though each start is waited for.
+    pub(crate) fn is_down(&self, server: ServerId, now: Instant) -> bool {
+        self.is_overdue(server, now) || self.servers.get(&server).is_some_and(|seen| seen.unheard_starts >= STARTS_IN_VAIN)
+    }
+
+    /// Nothing is known any more of what runs: another may have controlled meanwhile.
+    pub(crate) fn unfence(&mut self) {
+        self.servers.values_mut().for_each(|seen| seen.is_fenced = false);
+    }
+
+    /// Whether the server is taken for dead and does not run, as far as the provisioner can tell. Only who controls ever knows that.
+    pub(crate) fn is_gone(&self, server: ServerId, now: Instant) -> bool {
+        self.is_down(server, now) && self.servers.get(&server).is_none_or(|seen| seen.is_fenced)
     }
 
     /// For how long nothing was heard of the server, even if it is just being started: its clients wait all the same.

@@ -1,12 +1,17 @@
 //! What the map should become: pure functions from the map and what was seen to the next map (DESIGN 5; the planner of oxide omicron's
 //! Reconfigurator is the model). Every transition that is ready goes into one compare-and-set. Never sends, never waits.
 
-use super::{drive::Drives, observed::Observed};
+use super::{
+    drive::Drives,
+    loss::{self, Seal},
+    observed::Observed,
+};
 use crate::{
     config::{Configuration, MEMBERS_MAX, majority},
     id::{ReplicaId, ServerId, ShardId},
     map::{ClusterMap, ReplicaRecord, ReplicaStage, ServerGoal, Settings, ShardRecord},
     message::LeadStage,
+    planted::Bug,
     reason::{Cause, Choice, Reason},
     time::{Duration, Instant},
 };
@@ -29,6 +34,8 @@ pub(crate) struct Facts<'a> {
     pub(crate) now: Instant,
     pub(crate) observed: &'a Observed,
     pub(crate) drives: &'a Drives,
+    /// What an operator accepted, as far as that was read back.
+    pub(crate) accepted_loss: &'a BTreeSet<ShardId>,
     /// Spreads the patience of competing controllers (R16).
     pub(crate) seed: u64,
 }
@@ -101,6 +108,13 @@ fn configuration(map: &mut ClusterMap, shard: ShardId, facts: &Facts<'_>) -> Opt
             map.shards.insert(shard, next);
             return None;
         }
+    }
+    if let Some(current) = &record.current
+        && loss::is_given_up(map, shard, current, facts)
+    {
+        return loss::give_up(map, shard, &record, current, facts);
+    }
+    if let Some(pending) = &record.pending {
         stuck = Some(Stuck { pending, why: stuck_by(map, shard, &record, pending, facts)? });
     }
     let target = match &record.current {
@@ -158,7 +172,7 @@ impl Stuck<'_> {
 
 /// Whether the proposal cannot be finished, so that a newer one must take its place (R16), and why.
 fn stuck_by(map: &ClusterMap, shard: ShardId, record: &ShardRecord, pending: &Configuration, facts: &Facts<'_>) -> Option<Why> {
-    let Facts { now, observed, drives, seed } = *facts;
+    let Facts { now, observed, drives, seed, .. } = *facts;
     if drives.is_superseded(shard, pending.epoch) || observed.lead(map, pending.primary, pending.epoch, now) == Some(LeadStage::Lame) {
         return Some(Why::EpochOver);
     }
@@ -178,7 +192,7 @@ fn stuck_by(map: &ClusterMap, shard: ShardId, record: &ShardRecord, pending: &Co
 }
 
 fn can_seal(map: &ClusterMap, current: &Configuration, facts: &Facts<'_>) -> bool {
-    current.members.iter().filter(|member| facts.observed.is_usable(map, **member, facts.now)).count() >= current.seal_quorum()
+    loss::seal(map, current, facts.observed, facts.now) == Seal::Can
 }
 
 /// How many shards each server leads, so that primaries are spread.
@@ -271,7 +285,8 @@ fn next_target(
     // Who is no longer wanted goes once as many of those that are wanted are members and answer as there are members now, or as are wanted:
     // neither the last one nor a copy that nobody else has is given up for one that is still to come.
     let held: BTreeSet<ServerId> = members.iter().copied().filter(|id| usable(*id) && placed(*id)).filter_map(server_of).collect();
-    if !held.is_empty() && held.len() >= record.placement.len().min(current.members.len()) {
+    let enough = held.len() >= record.placement.len().min(current.members.len()) || facts.drives.has(Bug::MoveDropsFirst);
+    if !held.is_empty() && enough {
         members.retain(|id| placed(*id));
     }
     if let Some(target) = stuck.and_then(|stuck| without_unreached(map, shard, stuck, &members, facts)) {
@@ -365,7 +380,7 @@ fn against_primary(map: &ClusterMap, current: &Configuration, facts: &Facts<'_>)
         Some(status) if status.promised == current.epoch => match status.lead {
             Some(LeadStage::Active | LeadStage::Installed | LeadStage::Installing) => None,
             // R15: it may not lead the epoch that it promised.
-            Some(LeadStage::Lame | LeadStage::SourceFailed) | None => (!facts.drives.is_ignoring_lame()).then_some(Cause::PrimaryLame),
+            Some(LeadStage::Lame | LeadStage::SourceFailed) | None => (!facts.drives.has(Bug::IgnoresLame)).then_some(Cause::PrimaryLame),
         },
         // Sealed for an epoch that never came to be.
         Some(_) => Some(Cause::PrimarySealed),
@@ -403,11 +418,13 @@ fn without_unreached(
 
 /// Whether a configuration, active or proposed, has a member on the server.
 pub(crate) fn is_in_use(map: &ClusterMap, server: ServerId) -> bool {
-    map.shards
-        .values()
-        .flat_map(|record| record.current.iter().chain(record.pending.iter()))
-        .flat_map(|config| &config.members)
-        .any(|member| map.server_of(*member) == Some(server))
+    map.shards.keys().any(|shard| has_part(map, *shard, server))
+}
+
+/// Whether a configuration of the shard, active or proposed, has a member on the server.
+pub(crate) fn has_part(map: &ClusterMap, shard: ShardId, server: ServerId) -> bool {
+    let configs = map.shards.get(&shard).into_iter().flat_map(|record| record.current.iter().chain(record.pending.iter()));
+    configs.flat_map(|config| &config.members).any(|member| map.server_of(*member) == Some(server))
 }
 
 /// Retires what no configuration has and nobody wants, and forgets what its server no longer holds (R18).
@@ -452,6 +469,7 @@ fn retire(map: &mut ClusterMap, facts: &Facts<'_>) {
     let holds: BTreeSet<ServerId> = map.replicas.values().map(|record| record.server).collect();
     map.servers.retain(|id, record| record.goal == ServerGoal::Run || holds.contains(id) || !facts.drives.stopped.contains(id));
     map.drained.retain(|id| map.servers.contains_key(id));
+    loss::forget_accepted(map);
 }
 
 #[cfg(test)]

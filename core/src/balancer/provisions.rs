@@ -6,11 +6,8 @@ use crate::{
     effect::{BalancerEffect, Note, ProvisionAnswer, ProvisionCommand},
     id::{ServerId, Token},
     map::{Address, ClusterMap, ServerGoal, ServerRecord},
-    time::{Duration, Instant},
+    time::Instant,
 };
-
-/// The most doublings of the patience with a server that was started and does not answer.
-const DOUBLINGS_MAX: u32 = 5;
 
 /// What the provisioner is doing for one server.
 #[derive(Clone, Debug, Default)]
@@ -26,6 +23,8 @@ pub(super) struct Provision {
     looks: bool,
     /// It was, in this suspicion.
     looked: bool,
+    /// It is asked to see that no process runs which ran before.
+    fences: bool,
 }
 
 /// What is to be done for a server.
@@ -36,6 +35,8 @@ enum Need {
     Look,
     Replace,
     Stop,
+    /// It cannot be started, and a shard waits to be given up: see at least that it does not run.
+    Fence,
 }
 
 impl BalancerMachine {
@@ -63,10 +64,11 @@ impl BalancerMachine {
             provision.due_at = None;
             provision.looks = matches!(need, Need::Look);
             provision.looked |= provision.looks;
+            provision.fences = matches!(need, Need::Replace | Need::Stop | Need::Fence);
             let name = record.name.clone();
             let command = match need {
                 Need::Nothing => continue,
-                Need::Stop => ProvisionCommand::Stop { server: *id, name },
+                Need::Stop | Need::Fence => ProvisionCommand::Stop { server: *id, name },
                 Need::Start | Need::Look => ProvisionCommand::Start { server: *id, name, number: record.number, replace: false },
                 Need::Replace => {
                     out.push(BalancerEffect::Note(Note::Respawning { server: *id }));
@@ -82,11 +84,12 @@ impl BalancerMachine {
 
     fn need(&self, now: Instant, map: &ClusterMap, server: ServerId, record: &ServerRecord) -> Need {
         let silence = self.observed.silence(server, now);
-        let is_silent = silence > self.patience(server);
+        let is_silent = self.observed.is_overdue(server, now);
         let provision = self.provisions.get(&server);
         match record.goal {
             ServerGoal::Run => match (&record.address, provision.and_then(|provision| provision.address.as_ref())) {
                 (None, None) => Need::Start,
+                (Some(_), None) if is_silent && self.is_to_fence(map, server) => Need::Fence,
                 (Some(_), None) if is_silent => Need::Replace,
                 (Some(_), None) if silence > self.config.suspect_after && !provision.is_some_and(|provision| provision.looked) => {
                     Need::Look
@@ -98,7 +101,11 @@ impl BalancerMachine {
                 let holds = map.replicas.values().any(|replica| replica.server == server);
                 if plan::is_in_use(map, server) {
                     // What it holds is still needed: to be sealed, or as a source.
-                    if is_silent && record.address.is_some() { Need::Replace } else { Need::Nothing }
+                    match record.address {
+                        Some(_) if is_silent && self.is_to_fence(map, server) => Need::Fence,
+                        Some(_) if is_silent => Need::Replace,
+                        Some(_) | None => Need::Nothing,
+                    }
                 } else if (holds && !is_silent) || self.drives.stopped.contains(&server) {
                     Need::Nothing
                 } else {
@@ -108,10 +115,11 @@ impl BalancerMachine {
         }
     }
 
-    /// The silence after which a server is taken for dead. One that was started and not heard of may need longer to open its stores.
-    fn patience(&self, server: ServerId) -> Duration {
-        let unheard = self.observed.servers.get(&server).map_or(0, |seen| seen.unheard_starts);
-        self.config.replace_after.times(1 << unheard.min(DOUBLINGS_MAX))
+    /// Whether it could not be started, nobody has seen that it does not run, and a shard that it has part in waits for that.
+    fn is_to_fence(&self, map: &ClusterMap, server: ServerId) -> bool {
+        let failed = self.provisions.get(&server).is_some_and(|provision| provision.attempts > 0);
+        let is_fenced = self.observed.servers.get(&server).is_some_and(|seen| seen.is_fenced);
+        failed && !is_fenced && map.accepted_loss.iter().any(|shard| plan::has_part(map, *shard, server))
     }
 
     pub(super) fn provisioned(&mut self, now: Instant, token: Token, answer: ProvisionAnswer, out: &mut Vec<BalancerEffect>) {
@@ -132,10 +140,21 @@ impl BalancerMachine {
                 if let Some(seen) = self.observed.servers.get_mut(&server) {
                     // It has from now on to answer.
                     seen.expected = now;
+                    seen.is_fenced |= provision.fences;
                     seen.unheard_starts = seen.unheard_starts.saturating_add(1);
                 }
             }
             ProvisionAnswer::Stopped => {
+                if let Some(seen) = self.observed.servers.get_mut(&server) {
+                    seen.is_fenced |= provision.fences;
+                }
+                let leaves = |map: &ClusterMap| {
+                    map.servers.get(&server).is_none_or(|record| record.goal == ServerGoal::Leave) && !plan::is_in_use(map, server)
+                };
+                if !self.known.as_ref().is_none_or(|(_, map)| leaves(map)) {
+                    // It was to be fenced: it is started again when it is taken for dead.
+                    return;
+                }
                 self.drives.stopped.insert(server);
                 out.push(BalancerEffect::Note(Note::Stopped { server }));
             }

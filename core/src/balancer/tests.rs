@@ -2,6 +2,7 @@
 
 mod admins;
 mod life;
+mod losses;
 mod notes;
 mod provisioning;
 mod register;

@@ -1,11 +1,12 @@
 //! Administrative requests on their way: each waits for a map that was read after it came, wishes its change into the next map, and is
 //! answered when what it waits for is seen. What the wishes are is in [`admin`].
 
-use super::{BalancerMachine, Register, admin, admin::Goal, explain, relocate, status};
+use super::{BalancerMachine, Register, admin, admin::Goal, explain, loss::Denied, relocate, removal, status};
 use crate::{
     effect::{BalancerEffect, Note},
     id::{ShardId, Token},
     map::ClusterMap,
+    planted::Bug,
     request::{Reply, Request, RequestError, Subject, shortened},
     time::Instant,
 };
@@ -31,6 +32,8 @@ pub(super) struct Admin {
     pub(super) goal: Option<Goal>,
     /// What it would wait for if the compare-and-set was done whose answer was lost, and the map of that.
     pub(super) tried: Option<(Goal, Arc<ClusterMap>)>,
+    /// What it is refused with at its deadline, as long as nobody knows whether it can be granted.
+    pub(super) doubt: Option<RequestError>,
 }
 
 impl BalancerMachine {
@@ -64,11 +67,14 @@ impl BalancerMachine {
             Register::Swapping { swap, .. } => swap.goals.iter().map(|(token, _)| *token).collect(),
             Register::Idle | Register::Reading { .. } => Vec::new(),
         };
-        waiting.retain(|admin| {
+        waiting.retain_mut(|admin| {
             let mut reply = None;
             if let Some((version, map)) = &known {
                 reply = match (&admin.goal, &admin.request) {
-                    (Some(goal), _) => goal.reached(map, &self.observed, now),
+                    (Some(goal), _) => goal
+                        .reached(map, &self.observed, now)
+                        .or_else(|| self.config.planted.has(Bug::AnswersOnWish).then(|| goal.hoped(map))?)
+                        .or_else(|| goal.overtaken(map).map(Reply::Failed)),
                     (None, request) if admin.operation >= self.confirmed && self.wants_newer(request) => None,
                     (None, Request::Status { .. }) => {
                         let requests = self.router.request_counts();
@@ -101,6 +107,7 @@ impl BalancerMachine {
                 reply = Some(Reply::Failed(match admin.goal {
                     Some(_) => RequestError::StillChanging,
                     None if is_unknown => RequestError::OutcomeUnknown,
+                    None if admin.doubt.is_some() => admin.doubt.take().unwrap_or(RequestError::RegisterUnavailable),
                     None => RequestError::RegisterUnavailable,
                 }));
             }
@@ -123,7 +130,7 @@ impl BalancerMachine {
         out: &mut Vec<BalancerEffect>,
     ) -> (ClusterMap, Vec<(Token, Goal)>) {
         let mut goals = Vec::new();
-        let mut refused = Vec::new();
+        let (mut refused, mut doubts) = (Vec::new(), Vec::new());
         for admin in self.admins.iter().filter(|admin| admin.goal.is_none() && admin.operation < self.confirmed) {
             if let Some((goal, wished)) = &admin.tried
                 && goal.stands(wished, &next)
@@ -137,8 +144,14 @@ impl BalancerMachine {
                     next = wished;
                     goals.push((admin.token, goal));
                 }
-                Some(Err(error)) => refused.push((admin.token, error)),
+                Some(Err(Denied::Now(error))) => refused.push((admin.token, error)),
+                Some(Err(Denied::Later(error))) => doubts.push((admin.token, error)),
                 None => {}
+            }
+        }
+        for (token, error) in doubts {
+            if let Some(admin) = self.admins.iter_mut().find(|admin| admin.token == token) {
+                admin.doubt = Some(error);
             }
         }
         for (token, error) in refused {
@@ -193,28 +206,28 @@ impl BalancerMachine {
     }
 
     /// The map that an administrative request wants; `None` if it wants nothing of the map.
-    fn wish(&self, map: &ClusterMap, request: &Request, now: Instant) -> Option<Result<(ClusterMap, Goal), RequestError>> {
+    fn wish(&self, map: &ClusterMap, request: &Request, now: Instant) -> Option<Result<(ClusterMap, Goal), Denied>> {
         match request {
             Request::Init { server_count, schema, shards, servers, on_conflict, by_name } => {
                 let servers = servers.as_deref();
                 let init =
                     admin::Init { server_count: *server_count, schema, shards, servers, on_conflict: *on_conflict, by_name: *by_name };
-                Some(admin::init(map, &init))
+                Some(admin::init(map, &init).map_err(Denied::Now))
             }
             Request::Add { server_count, new_shards, servers, strict } => {
-                Some(admin::add(map, *server_count, new_shards, servers, *strict))
+                Some(admin::add(map, *server_count, new_shards, servers, *strict).map_err(Denied::Now))
             }
             Request::Remove { server_count, servers, accept_data_loss, capped } => {
                 let (accept_data_loss, capped) = (*accept_data_loss, *capped);
-                let remove = admin::Remove { server_count: *server_count, servers, accept_data_loss, capped };
-                Some(admin::remove(map, &remove, &self.observed, now))
+                let remove = removal::Remove { server_count: *server_count, servers, accept_data_loss, capped };
+                Some(removal::remove(map, &remove, &self.observed, now))
             }
             Request::Primary { shard, change: true } => Some(match map.shard_named(shard) {
                 Some(id) => admin::move_primary(map, id, &self.observed, now),
-                None => Err(RequestError::NoSuchShard(shard.clone())),
+                None => Err(RequestError::NoSuchShard(shard.clone()).into()),
             }),
             Request::Move { shard, from, to } => Some(relocate::move_replica(map, (shard, from, to), &self.observed, now)),
-            Request::Drain { server } => Some(relocate::drain(map, server, &self.observed, now)),
+            Request::Drain { server } => Some(relocate::drain(map, server, &self.observed, now, self.config.planted)),
             Request::Status { .. }
             | Request::Explain(_)
             | Request::Primary { change: false, .. }

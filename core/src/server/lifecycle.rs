@@ -55,14 +55,17 @@ impl ServerMachine {
         }
     }
 
-    /// What a map shows as active, a primary of an older epoch has heard of (R5).
+    /// What a map shows as active, a primary of an older epoch has heard of (R5). A replica that the map does not have any more is over too:
+    /// its shard was given up, or the cluster torn down. It stays on the disk, and serves nobody.
     fn hear_current(&mut self) {
         let Some((_, map)) = &self.map else { return };
         let map = Arc::clone(map);
         let now = self.now;
         for (id, replica) in &mut self.replicas {
+            let is_over = *id <= map.counters.replica && !map.replicas.contains_key(id);
             let current = map.shards.get(&replica.shard()).and_then(|shard| shard.current.as_ref());
-            if let Some(epoch) = current.map(|config| config.epoch).filter(|epoch| *epoch > replica.heard()) {
+            let epoch = if is_over { Some(map.counters.epoch) } else { current.map(|config| config.epoch) };
+            if let Some(epoch) = epoch.filter(|epoch| *epoch > replica.heard()) {
                 replica.current_is(now, epoch);
                 self.touched.insert(*id);
             }

@@ -203,6 +203,15 @@ fn describe(
             let facts = vec![("shard", json!(shard_name(*shard))), ("server", json!(name(*server))), ("reason", json!(why))];
             (format!("the replica of {} on {} is given up: it is {why}", shard_name(*shard), name(*server)), facts)
         }
+        Note::GivenUp { anew, replicas, .. } => {
+            let shard = shard_name(*anew);
+            let facts = vec![("shard", json!(shard)), ("replicas", json!(replicas.iter().map(|id| id.0).collect::<Vec<_>>()))];
+            let text = format!(
+                "{shard} begins anew, empty: too few of its replicas were left, and an operator had accepted that what was acknowledged is \
+                 lost; their servers keep what they have of them"
+            );
+            (text, facts)
+        }
         Note::Proposed { shard, config, reason } => {
             let (text, facts) = configuration("is proposed", config, &shard_name(*shard), led.get(shard), &home);
             told_why(text, facts, *reason)

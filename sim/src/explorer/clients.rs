@@ -431,6 +431,12 @@ impl World {
             }
         }
         let delay = draw(self.keyed, planned, attempt, 1).between(50_000, 800_000);
+        if let (Some(request), Some(asked)) = (running.request.clone(), running.asked.as_ref())
+            && running.attempt == attempt
+        {
+            let asked = Instant(asked.deadline.0.saturating_sub(running.planned.timeout.0));
+            self.check_answer(asked, &request, &reply);
+        }
         self.after(Duration(delay), Event::ClientReply { operation: place, attempt, reply });
     }
 

@@ -110,6 +110,8 @@ coverage! {
     AdminDone = "changes of servers done",
     /// Replicas were moved for an operator.
     Relocated = "replicas moved for operators",
+    /// A shard was given up, as an operator had accepted.
+    GivenUp = "shards given up",
     /// A server was spawned or respawned.
     Spawned = "servers spawned",
     /// A balancer took control.

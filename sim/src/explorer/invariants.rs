@@ -115,6 +115,8 @@ pub struct Checks {
     reported_lost: BTreeSet<ReplicaId>,
     /// Replicas of disks that went back behind a life that the register knows.
     older: BTreeSet<ReplicaId>,
+    /// Shards that an operator accepted to lose, and were: nothing is acknowledged in them any more.
+    given_up: BTreeSet<ShardId>,
     last_writer: Option<u64>,
     /// What happened how often.
     pub coverage: Coverage,
@@ -141,6 +143,7 @@ impl Checks {
             removed: BTreeSet::new(),
             reported_lost: BTreeSet::new(),
             older: BTreeSet::new(),
+            given_up: BTreeSet::new(),
             last_writer: None,
             coverage: Coverage::default(),
             violation: None,
@@ -181,6 +184,11 @@ impl Checks {
     #[must_use]
     pub fn is_damaged(&self, replica: ReplicaId) -> bool {
         self.damaged.contains(&replica)
+    }
+
+    /// The map has another shard in the place of this one.
+    pub(super) fn give_up(&mut self, shard: ShardId) {
+        self.given_up.insert(shard);
     }
 
     fn shard_mut(&mut self, shard: ShardId) -> &mut ShardChecks {
@@ -752,6 +760,10 @@ impl Checks {
         };
         self.claim(servers, asked.replica, outcome.position.index, Some(asked.epoch));
         let Some(known) = self.replicas.get(&asked.replica).copied() else { return };
+        if self.given_up.contains(&known.shard) {
+            let shard = known.shard;
+            self.fail("loss", || format!("{} acknowledges {} in {shard}, which is given up", asked.replica, outcome.position));
+        }
         if self.configs.get(&asked.epoch).is_none_or(|known| !known.activated) {
             self.fail("I1", || format!("{} answers in {}, which is not active", asked.replica, asked.epoch));
         }

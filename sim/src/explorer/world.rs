@@ -7,6 +7,7 @@ use super::{
     exhaustive::Script,
     invariants::{Checks, Servers, Violation},
     liveness::Liveness,
+    operators::Operators,
     log::SimLog,
     model::Memory,
     net::{Net, Subject},
@@ -31,7 +32,7 @@ use twinshard_core::{
     effect::{BalancerEffect, BalancerInput, Note, ProvisionCommand, ServerEffect, ServerInput},
     id::{BalancerId, ClusterId, MapVersion, NodeId, OwnerNumber, ReplicaId, ServerId, Token},
     map::{ClusterMap, Settings},
-    message::Message,
+    message::{Message, ToBalancer},
     request::Reply,
     server::ServerMachine,
     storage::StoreCommand,
@@ -241,6 +242,7 @@ pub struct World {
     pub(super) clients: Clients,
     pub(super) checks: Checks,
     pub(super) liveness: Liveness,
+    pub(super) operators: Operators,
     pub(super) trace: Trace,
     pub(super) script: Option<Script>,
     pub(super) done: bool,
@@ -277,6 +279,7 @@ impl World {
             clients: Clients::new(&plan),
             checks: Checks::new(memory),
             liveness: Liveness::default(),
+            operators: Operators::default(),
             trace: Trace::new(with_text),
             script: None,
             done: false,
@@ -424,6 +427,9 @@ impl World {
                 if let Some(place) = self.balancer_ids.get(&to).copied()
                     && self.balancers[place].machine.as_ref().and_then(BalancerMachine::id) == Some(to)
                 {
+                    if matches!(message, Message::ToBalancer(ToBalancer::Beat { .. })) && self.is_running(place) {
+                        self.operators.beat(place, from, self.now);
+                    }
                     self.step_balancer(place, BalancerInput::Message { from, message });
                 }
             }

@@ -1,5 +1,9 @@
 use super::*;
 use crate::{
+    balancer::{
+        loss::Denied,
+        removal::{Remove, remove},
+    },
     schema::{Column, ColumnType},
     time::Duration,
 };
@@ -9,7 +13,7 @@ fn schema() -> Schema {
 }
 
 fn observed() -> Observed {
-    Observed::new(Duration::from_millis(500))
+    Observed::new(Duration::from_millis(500), Duration::from_millis(3_000))
 }
 
 /// A cluster of three servers, whose one shard was not begun yet.
@@ -22,7 +26,9 @@ fn cluster(on_conflict: Option<OnConflict>) -> ClusterMap {
 fn removed(map: &ClusterMap, server_count: u64, names: &[&str], accept_data_loss: bool) -> Result<Vec<Box<str>>, RequestError> {
     let servers: Vec<Box<str>> = names.iter().map(|&name| name.into()).collect();
     let request = Remove { server_count, servers: &servers, accept_data_loss, capped: false };
-    let (next, goal) = remove(map, &request, &observed(), Instant::default())?;
+    let (next, goal) = remove(map, &request, &observed(), Instant::default()).map_err(|denied| match denied {
+        Denied::Now(error) | Denied::Later(error) => error,
+    })?;
     let Goal::Removed { names, .. } = goal else { panic!("{goal:?}") };
     let gone = next.servers.values().filter(|record| record.goal == ServerGoal::Leave).count();
     assert_eq!(gone, names.len());

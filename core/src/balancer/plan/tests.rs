@@ -73,7 +73,7 @@ impl Story {
         map.counters.epoch = Epoch(5);
         let mut story = Self {
             map,
-            observed: Observed::new(SUSPECT_AFTER),
+            observed: Observed::new(SUSPECT_AFTER, Duration::from_millis(3_000)),
             drives: Drives::new(Planted::NONE),
             now: Instant(0) + Duration::from_millis(10_000),
             beat: 0,
@@ -186,7 +186,7 @@ impl Story {
 
     /// The next map, after checks that hold of any.
     fn next(&self) -> ClusterMap {
-        let facts = Facts { now: self.now, observed: &self.observed, drives: &self.drives, seed: 7 };
+        let facts = Facts { now: self.now, observed: &self.observed, drives: &self.drives, accepted_loss: &self.map.accepted_loss, seed: 7 };
         let (next, reasons) = next_map(&self.map, &facts);
         assert_eq!(reasons.keys().collect::<Vec<_>>(), proposed(&self.map, &next), "each proposal has a reason");
         for (id, record) in &next.shards {
@@ -205,7 +205,7 @@ impl Story {
 
     /// Why that is proposed for shard 1 now.
     fn reason(&self) -> Option<Reason> {
-        let facts = Facts { now: self.now, observed: &self.observed, drives: &self.drives, seed: 7 };
+        let facts = Facts { now: self.now, observed: &self.observed, drives: &self.drives, accepted_loss: &self.map.accepted_loss, seed: 7 };
         next_map(&self.map, &facts).1.get(&SH1).copied()
     }
 

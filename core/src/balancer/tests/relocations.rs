@@ -187,7 +187,7 @@ fn moves_that_cannot_be_are_refused_and_nothing_moves() {
     // Nobody who is not there takes a replica, and none goes where each server has one.
     world.kill(S4);
     world.failing.insert(S4);
-    world.run(1_000);
+    world.run(4_000);
     let refused = refusal(&mut world, move_request("Server0", "Server3")).unwrap();
     assert_eq!(refused.to_string(), "Server 'Server3' does not answer");
     let refused = refusal(&mut world, drain_request("Server0")).unwrap();
@@ -198,7 +198,7 @@ fn moves_that_cannot_be_are_refused_and_nothing_moves() {
         world.kill(server);
         world.failing.insert(server);
     }
-    world.run(1_000);
+    world.run(4_000);
     let refused = refusal(&mut world, move_request("Server0", "Server3")).unwrap();
     assert!(refused.to_string().contains("too few of its replicas answer"), "{refused}");
 }

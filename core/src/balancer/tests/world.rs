@@ -45,6 +45,8 @@ pub(super) struct Node {
     pub(super) stands: bool,
     /// Answers of the register wait in `held`.
     pub(super) holds: bool,
+    /// It reaches no server, and none reaches it.
+    pub(super) cut: bool,
     held: VecDeque<(Token, RegisterAnswer)>,
     swaps: BTreeMap<Token, (MapVersion, Arc<ClusterMap>)>,
     /// What it was told is in the register.
@@ -82,6 +84,8 @@ pub(super) struct World {
     pub(super) failing: BTreeSet<ServerId>,
     /// These are started and not heard of.
     pub(super) mute: BTreeSet<ServerId>,
+    /// These can be stopped and not started.
+    pub(super) broken: BTreeSet<ServerId>,
     inbox: VecDeque<(usize, BalancerInput)>,
     tokens: u64,
 }
@@ -125,6 +129,7 @@ impl World {
             servers: BTreeMap::new(),
             failing: BTreeSet::new(),
             mute: BTreeSet::new(),
+            broken: BTreeSet::new(),
             inbox: VecDeque::new(),
             tokens: 0,
         };
@@ -151,7 +156,7 @@ impl World {
         let seed = self.nodes.len() as u64;
         let machine = BalancerMachine::new(BalancerConfig { seed, ..config }, self.now);
         let (held, swaps, log) = (VecDeque::new(), BTreeMap::new(), vec![]);
-        self.nodes.push(Node { machine, stands: false, holds: false, held, swaps, known: None, log });
+        self.nodes.push(Node { machine, stands: false, holds: false, cut: false, held, swaps, known: None, log });
         self.nodes.len() - 1
     }
 
@@ -377,7 +382,7 @@ impl World {
     fn provision(&mut self, command: ProvisionCommand) -> ProvisionAnswer {
         let (ProvisionCommand::Start { server, .. } | ProvisionCommand::Stop { server, .. }) = &command;
         let id = *server;
-        if self.failing.contains(&id) {
+        if self.failing.contains(&id) || (self.broken.contains(&id) && matches!(command, ProvisionCommand::Start { .. })) {
             return ProvisionAnswer::Failed { reason: "no".into() };
         }
         let mute = self.mute.contains(&id);
@@ -401,6 +406,9 @@ impl World {
     }
 
     fn serve(&mut self, node: usize, to: ServerId, message: ToServer) {
+        if self.nodes[node].cut {
+            return;
+        }
         let Some(server) = self.servers.get_mut(&to).filter(|server| server.runs && !server.deaf) else { return };
         let answer = match message {
             ToServer::Heartbeat { beat } => {

@@ -2,6 +2,7 @@
 
 use super::super::{
     coverage::Sometimes,
+    operators::given_up,
     register::{Ask, SimRegister},
 };
 use super::{Event, World, message_code, short};
@@ -68,7 +69,10 @@ impl World {
             }
             BalancerEffect::Reply { token, reply } => self.balancer_replied(place, token, reply),
             BalancerEffect::RegisterRead { token } => self.ask_register(place, token, Ask::Read),
-            BalancerEffect::RegisterCas { token, expected, map } => self.ask_register(place, token, Ask::Cas { expected, map }),
+            BalancerEffect::RegisterCas { token, expected, map } => {
+                self.check_intention(place, &map);
+                self.ask_register(place, token, Ask::Cas { expected, map });
+            }
             BalancerEffect::Provision { token, command } => {
                 let node = &mut self.balancers[place];
                 node.provision_count += 1;
@@ -124,7 +128,12 @@ impl World {
                 let after = Arc::clone(&self.register.map);
                 self.trace.say(self.now, || format!("register is {} by balancer {place}", self.register.version));
                 self.checks.on_cas(&self.servers, writer, &before, &after);
-                if before.schema.is_some() && after.schema.is_none() {
+                self.operators.stands(&after, self.now);
+                let given_up = given_up(&before, &after);
+                for (shard, _) in &given_up {
+                    self.checks.give_up(*shard);
+                }
+                if !given_up.is_empty() || (before.schema.is_some() && after.schema.is_none()) {
                     self.clients.end_history();
                 }
                 if self.plan.staged {

@@ -122,6 +122,7 @@ impl World {
             | Note::Removed { .. }
             | Note::Minted { .. }
             | Note::Retired { .. }
+            | Note::GivenUp { .. }
             | Note::Leads { .. }
             | Note::Granted { .. }
             | Note::Refused { .. }
