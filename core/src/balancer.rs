@@ -30,7 +30,7 @@ mod wishes;
 
 use crate::{
     effect::{BalancerEffect, BalancerInput, Note, RegisterAnswer},
-    id::{BalancerId, MapVersion, ReplicaId, ServerId, SessionId, Token},
+    id::{BalancerId, MapVersion, ReplicaId, SchemaId, ServerId, SessionId, Token},
     map::{ClusterMap, ReplicaStage},
     message::{Message, Tag, ToBalancer, ToServer},
     planted::{Bug, Planted},
@@ -324,7 +324,8 @@ impl BalancerMachine {
                 } else if self.parked.count() >= self.config.requests_max {
                     out.push(BalancerEffect::Reply { token, reply: Reply::Failed(RequestError::Overloaded) });
                 } else {
-                    self.parked.push(token, request, deadline);
+                    let schema = self.schema();
+                    self.parked.push(token, request, deadline, schema);
                 }
             }
             Request::Init { .. }
@@ -526,10 +527,22 @@ impl BalancerMachine {
     /// The register was read: whoever waited for that is routed, or waits on until this balancer has its id.
     fn release(&mut self, now: Instant, out: &mut Vec<BalancerEffect>) {
         if self.id.is_some() {
+            let schema = self.schema();
             for waiting in self.parked.read_done() {
+                // The shards of another schema take no rows that were checked against an earlier one.
+                let is_checked = waiting.schema.is_none() || waiting.schema == schema || !matches!(waiting.request, Request::Write { .. });
+                if !is_checked && !self.config.planted.has(Bug::RoutesUnchecked) {
+                    out.push(BalancerEffect::Reply { token: waiting.token, reply: Reply::Failed(RequestError::SchemaChanged) });
+                    continue;
+                }
                 self.router.request(now, waiting.token, waiting.request, waiting.deadline, out);
             }
         }
+    }
+
+    /// The schema of the map that is known, if there is one.
+    fn schema(&self) -> Option<SchemaId> {
+        self.known.as_ref().filter(|(_, map)| map.schema.is_some()).map(|(_, map)| map.counters.schema)
     }
 
     fn register_failed(&mut self, now: Instant) {

@@ -43,6 +43,11 @@ id!(
     "r"
 );
 id!(
+    /// A schema. Minted by each /init: after a teardown the same columns are another schema.
+    SchemaId,
+    "c"
+);
+id!(
     /// A balancer process. Minted by the register at every start.
     BalancerId,
     "b"

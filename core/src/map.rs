@@ -5,6 +5,7 @@ use crate::{
     command::OnConflict,
     config::Configuration,
     id::{BalancerId, ClusterId, Epoch, Incarnation, ReplicaId, ServerId, SessionId, ShardId},
+    id::{BalancerId, ClusterId, Epoch, ReplicaId, SchemaId, ServerId, SessionId, ShardId},
     schema::Schema,
     value::{Key, KeyRange},
 };
@@ -123,6 +124,8 @@ pub struct Settings {
 pub struct Counters {
     /// The last server id.
     pub server: ServerId,
+    /// The last schema: how often there was an /init.
+    pub schema: SchemaId,
     /// The last shard id.
     pub shard: ShardId,
     /// The last replica id.

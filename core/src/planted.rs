@@ -81,14 +81,16 @@ bugs! {
     LosesItselfAtHigherEpoch = "planted-loses-itself-at-higher-epoch",
     /// A shard is given up because too few of its members answer right now.
     GivesUpOnGlance = "planted-gives-up-on-glance",
-    /// A shard is given up before those of its members that answer have promised that it is over.
-    GivesUpWithoutFence = "planted-gives-up-without-fence",
+    /// A shard is given up though its primary serves, and before its members have promised that it is over.
+    GivesUpWhatServes = "planted-gives-up-what-serves",
     /// An operator is told that a change is done once the map wants it.
     AnswersOnWish = "planted-answers-on-wish",
     /// A drain leaves the last replica where it is.
     DrainLeavesOne = "planted-drain-leaves-one",
     /// A member leaves as soon as it is wanted elsewhere, before the new one serves.
     MoveDropsFirst = "planted-move-drops-first",
+    /// A write that waited for the register goes to the shards of another schema than it was checked against.
+    RoutesUnchecked = "planted-routes-unchecked",
     /// R24: the session floor is not kept: an evicted session is taken for a new one.
     ForgetsFloor = "planted-r24-forgets-floor",
     /// R26: a server takes part before it has read its own life in the register.

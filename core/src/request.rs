@@ -433,6 +433,9 @@ pub enum RequestError {
     /// No server is up.
     #[error("No server is available")]
     NoServer,
+    /// The cluster was torn down and set up anew while a write waited.
+    #[error("The cluster was set up anew while the write waited: it was checked against another schema")]
+    SchemaChanged,
     /// The deadline came; a write may have taken effect or still may.
     #[error("The deadline passed before the outcome was known")]
     OutcomeUnknown,
@@ -479,7 +482,12 @@ impl RequestError {
             | Self::NotInitialised
             | Self::TokenBeyond(..)
             | Self::OutOfRange(_) => ErrorKind::Invalid,
-            Self::AlreadyInitialised | Self::Refused(_) | Self::Exists(_) | Self::ClusterOwned | Self::OnlyControls => ErrorKind::Conflict,
+            Self::AlreadyInitialised
+            | Self::Refused(_)
+            | Self::Exists(_)
+            | Self::ClusterOwned
+            | Self::OnlyControls
+            | Self::SchemaChanged => ErrorKind::Conflict,
             Self::Missing(_) => ErrorKind::NotFound,
             Self::KeyReused => ErrorKind::Mismatch,
             Self::Overloaded => ErrorKind::Overloaded,
@@ -519,6 +527,7 @@ impl RequestError {
             Self::Parts(_) => "parts-differ",
             Self::ClusterOwned => "cluster-owned",
             Self::OnlyControls => "only-controls",
+            Self::SchemaChanged => "schema-changed",
         }
     }
 
@@ -554,7 +563,8 @@ impl RequestError {
             | Self::NoServer
             | Self::RegisterUnavailable
             | Self::ClusterOwned
-            | Self::OnlyControls => Applied::No,
+            | Self::OnlyControls
+            | Self::SchemaChanged => Applied::No,
         }
     }
 

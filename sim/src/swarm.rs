@@ -16,10 +16,12 @@ use twinshard_core::{
     id::ServerId,
     planted::Planted,
     request::{NewServer, NewShard, Request},
+    schema::{Column, Schema},
     server::ServerSettings,
     time::{Duration, Instant},
     value::{Key, KeyRange},
 };
+use twinshard_scenarios::scenario;
 
 /// Keys of one shard: few, so that operations meet.
 const SHARD_KEYS: i64 = 8;
@@ -36,6 +38,7 @@ enum Stream {
     Relocations,
     Reads,
     Losses,
+    Resets,
 }
 
 /// Dice of one stream.
@@ -84,6 +87,7 @@ pub fn plan(seed: u64, planted: Planted) -> Plan {
     operations.extend(wide_reads(&mut reads, &topology, span_ms));
     let (losses, downs) = losses(&mut Dice::new(seed, Stream::Losses), &topology, end);
     operations.extend(losses);
+    operations.extend(resets(&mut Dice::new(seed, Stream::Resets), &topology, end));
     operations.sort_by_key(|operation| (operation.at, operation.id));
     let mut faults = faults(&mut Dice::new(seed, Stream::Faults), &mut options, &topology, end);
     faults.extend(downs);
@@ -247,6 +251,40 @@ fn wide_reads(dice: &mut Dice, topology: &Topology, span_ms: u64) -> Vec<Planned
         operations.push(PlannedOperation { id: WIDE_READS_FROM + step, at, client, balancer, timeout, retries: 0, action });
     }
     operations
+/// Ids of operations that tear the cluster down and set it up anew.
+const RESETS_FROM: u32 = 7_000;
+
+/// In a few seeds the cluster is torn down while it is used, and set up again with another schema.
+fn resets(dice: &mut Dice, topology: &Topology, end: Instant) -> Vec<PlannedOperation> {
+    if dice.percent(92) {
+        return Vec::new();
+    }
+    let start = Instant(dice.between(WORKLOAD_AT_MS * 1_000_000, end.0));
+    let renamed = |(number, server): (usize, &NewServer)| NewServer { name: format!("T{number}").into(), shards: server.shards.clone() };
+    let before = scenario::schema();
+    let columns = before.columns().iter().enumerate();
+    let columns = columns.map(|(place, column)| Column { name: format!("other{place}").into(), dtype: column.dtype });
+    let Ok(schema) = Schema::new(columns.collect()) else { return Vec::new() };
+    let shards = topology.shards.iter().map(|shard| NewShard { size: shard.size + SHARD_KEYS, low: shard.low * 2, ..shard.clone() });
+    let init = Request::Init {
+        server_count: None,
+        schema,
+        shards: shards.collect(),
+        servers: Some(topology.servers.iter().enumerate().map(renamed).collect()),
+        on_conflict: None,
+        by_name: false,
+    };
+    let down = Request::Remove { server_count: 100, servers: Vec::new(), accept_data_loss: true, capped: true };
+    let steps = [(start, down), (start + dice.ms(20, 800), init.clone()), (start + dice.ms(800, 2_500), init)];
+    let balancer_count = topology.balancer_count as u64;
+    let planned = (0_u32..).zip(steps).map(|(step, (at, request))| {
+        let balancer = dice.below(balancer_count) as usize;
+        let (id, client, timeout) = (RESETS_FROM + step, 400 + step, Duration::from_millis(10_000));
+        PlannedOperation { id, at: at.min(end), client, balancer, timeout, retries: 0, action: Action::Raw(request) }
+    });
+    planned.collect()
+}
+
 /// Ids of operations that accept the loss of data.
 const LOSSES_FROM: u32 = 6_000;
 

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     command::OnConflict,
-    id::{ServerId, ShardId},
+    id::{SchemaId, ServerId, ShardId},
     map::{ClusterMap, SERVERS_MAX, SHARDS_MAX, ServerGoal, ServerRecord, ShardRecord},
     message::LeadStage,
     request::{NewServer, NewShard, Reply, RequestError},
@@ -26,8 +26,8 @@ const DEFAULT_SERVERS: u64 = 3;
 /// What has to be seen before an administrative request is answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Goal {
-    /// Every shard has an active configuration with an active primary.
-    Initialised,
+    /// Every shard has an active configuration with an active primary, of that schema.
+    Initialised { schema: SchemaId },
     /// These servers run, and are members of all they shall hold; these shards serve.
     Added { servers: Vec<ServerId>, names: Vec<Box<str>>, shards: Vec<ShardId> },
     /// These servers are forgotten.
@@ -47,8 +47,9 @@ impl Goal {
             of(map).is_some() && of(map) == of(wished)
         };
         match self {
-            Self::Initialised => {
-                map.schema == wished.schema
+            Self::Initialised { schema } => {
+                map.counters.schema == *schema
+                    && map.schema == wished.schema
                     && wished.shards.keys().all(same_shard)
                     && wished.servers.keys().all(|id| name_of(map, id) == name_of(wished, id))
             }
@@ -71,7 +72,7 @@ impl Goal {
             Self::Added { names, .. } => Some(Reply::Added { server_count, servers: names.clone() }),
             Self::Removed { names, .. } => Some(Reply::Removed { server_count, servers: names.clone() }),
             Self::Relocated { moves, .. } => Some(relocate::said(map, moves)),
-            Self::Initialised | Self::Moved { .. } => None,
+            Self::Initialised { .. } | Self::Moved { .. } => None,
         }
     }
 
@@ -79,7 +80,7 @@ impl Goal {
     pub(crate) fn overtaken(&self, map: &ClusterMap) -> Option<RequestError> {
         let is_leaving = |id: &ServerId| map.servers.get(id).is_none_or(|record| record.goal == ServerGoal::Leave);
         let words = match self {
-            Self::Initialised if map.schema.is_none() => "The cluster was torn down before it was set up".to_owned(),
+            Self::Initialised { schema } if map.schema.is_none() || map.counters.schema != *schema => "The cluster was torn down before it was set up".to_owned(),
             Self::Added { servers, names, .. } if servers.iter().any(is_leaving) => {
                 let name = servers.iter().zip(names).find(|(id, _)| is_leaving(id)).map_or_else(String::new, |(_, name)| quoted(name));
                 format!("Server {name} was removed before it served")
@@ -99,7 +100,7 @@ impl Goal {
                 Some(_) => return None,
             },
             Self::Relocated { from, moves, is_whole } => return relocate::overtaken(map, *from, moves, *is_whole),
-            Self::Initialised | Self::Added { .. } | Self::Removed { .. } => return None,
+            Self::Initialised { .. } | Self::Added { .. } | Self::Removed { .. } => return None,
         };
         Some(refused(words))
     }
@@ -108,12 +109,13 @@ impl Goal {
     pub(crate) fn reached(&self, map: &ClusterMap, observed: &Observed, now: Instant) -> Option<Reply> {
         let server_count = map.servers.values().filter(|record| record.goal == ServerGoal::Run).count() as u64;
         match self {
-            Self::Initialised => {
+            Self::Initialised { schema } => {
                 let served = map.shards.keys().all(|shard| primary_server(map, observed, *shard, now).is_some());
-                (map.schema.is_some() && served).then_some(Reply::Initialised)
+                (map.schema.is_some() && map.counters.schema == *schema && served).then_some(Reply::Initialised)
             }
             Self::Added { servers, names, shards } => {
-                let run = servers.iter().all(|server| observed.is_alive(*server, now));
+                let is_wanted = |server: &ServerId| map.servers.get(server).is_some_and(|record| record.goal == ServerGoal::Run);
+                let run = servers.iter().all(|server| is_wanted(server) && observed.is_alive(*server, now));
                 let held = map.shards.values().all(|record| {
                     let members: BTreeSet<ServerId> =
                         record.current.iter().flat_map(|current| &current.members).filter_map(|member| map.server_of(*member)).collect();
@@ -320,7 +322,7 @@ pub(crate) fn init(map: &ClusterMap, request: &Init<'_>) -> Result<(ClusterMap, 
     }
     if map.schema.is_some() {
         // The same /init again, while the first is under way, waits with it (API.md: resumable).
-        return if is_same(map, request) { Ok((map.clone(), Goal::Initialised)) } else { Err(RequestError::AlreadyInitialised) };
+        return if is_same(map, request) { Ok((map.clone(), Goal::Initialised { schema: map.counters.schema })) } else { Err(RequestError::AlreadyInitialised) };
     }
     if map.servers.values().any(|record| record.goal == ServerGoal::Leave && names.contains(&*record.name)) {
         return Err(refused("A server of that name is still being removed; ask again in a moment"));
@@ -328,6 +330,7 @@ pub(crate) fn init(map: &ClusterMap, request: &Init<'_>) -> Result<(ClusterMap, 
 
     let mut next = map.clone();
     next.schema = Some(request.schema.clone());
+    next.counters.schema = next.counters.schema.next();
     // Not what a cluster had that was torn down before.
     next.settings.on_conflict = request.on_conflict.unwrap_or_default();
     let mut shards = BTreeMap::new();
@@ -372,7 +375,8 @@ pub(crate) fn init(map: &ClusterMap, request: &Init<'_>) -> Result<(ClusterMap, 
             record.goal = ServerGoal::Leave;
         }
     }
-    Ok((next, Goal::Initialised))
+    let goal = Goal::Initialised { schema: next.counters.schema };
+    Ok((next, goal))
 }
 
 /// Whether the map is what this /init made, and still on its way.

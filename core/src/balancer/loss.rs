@@ -124,7 +124,7 @@ pub(crate) fn is_given_up(map: &ClusterMap, shard: ShardId, current: &Configurat
     if facts.drives.has(Bug::GivesUpOnGlance) {
         return seal != Seal::Can;
     }
-    seal == Seal::Gone && !serves(map, current, facts.observed, facts.now)
+    seal == Seal::Gone && (facts.drives.has(Bug::GivesUpWhatServes) || !serves(map, current, facts.observed, facts.now))
 }
 
 /// The next step of giving a shard up.
@@ -145,11 +145,12 @@ pub(crate) fn give_up(
             Member::Gone | Member::Lost => {}
         }
     }
-    if waits && !drives.has(Bug::GivesUpOnGlance) {
+    if waits && !drives.has(Bug::GivesUpOnGlance) && !drives.has(Bug::GivesUpWhatServes) {
         return None;
     }
     let last = |id: &ReplicaId| (observed.status(map, *id, now).map(|status| status.last), std::cmp::Reverse(*id));
-    let Some(primary) = members.iter().copied().max_by_key(last) else {
+    let primary = members.iter().copied().max_by_key(last).filter(|_| !drives.has(Bug::GivesUpWhatServes));
+    let Some(primary) = primary else {
         begin_anew(map, shard);
         return None;
     };
@@ -161,10 +162,6 @@ pub(crate) fn give_up(
         if !drives.is_superseded(shard, pending.epoch) && drives.stood(shard, pending.epoch, now).0 < FENCE_AGAIN_AFTER.0 {
             return None;
         }
-    }
-    if drives.has(Bug::GivesUpWithoutFence) {
-        begin_anew(map, shard);
-        return None;
     }
     let epoch = map.counters.epoch.next();
     let write_quorum = plan::write_quorum(&map.settings, members.len());
@@ -203,7 +200,8 @@ pub(crate) fn forget_accepted(map: &mut ClusterMap) {
 
 /// The shards that were given up between two maps, with those in their place.
 pub(crate) fn given_up(old: &ClusterMap, new: &ClusterMap) -> Vec<(ShardId, ShardId)> {
-    if new.schema.is_none() {
+    // Another schema: the cluster was torn down and set up anew in between.
+    if new.schema.is_none() || new.counters.schema != old.counters.schema {
         return Vec::new();
     }
     let gone = old.shards.iter().filter(|(id, _)| !new.shards.contains_key(id));

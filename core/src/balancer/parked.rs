@@ -1,7 +1,11 @@
 //! Requests of clients that wait until the register was read: those that name keys or servers of which the map at hand knows nothing.
 //! Another balancer may have added them, and an answer from an old map would be a read of the past. Never sends anything.
 
-use crate::{id::Token, request::Request, time::Instant};
+use crate::{
+    id::{SchemaId, Token},
+    request::Request,
+    time::Instant,
+};
 use std::collections::VecDeque;
 
 /// A request that waits.
@@ -10,6 +14,8 @@ pub(super) struct Waiting {
     pub(super) token: Token,
     pub(super) request: Request,
     pub(super) deadline: Instant,
+    /// The schema that was known when it came: what it writes was checked against that.
+    pub(super) schema: Option<SchemaId>,
     /// How many reads of the register had begun when it came: a later one must answer.
     reads_begun: u64,
 }
@@ -33,8 +39,8 @@ impl Parked {
     }
 
     /// A request has to wait.
-    pub(super) fn push(&mut self, token: Token, request: Request, deadline: Instant) {
-        self.waiting.push_back(Waiting { token, request, deadline, reads_begun: self.reads_begun });
+    pub(super) fn push(&mut self, token: Token, request: Request, deadline: Instant, schema: Option<SchemaId>) {
+        self.waiting.push_back(Waiting { token, request, deadline, schema, reads_begun: self.reads_begun });
     }
 
     /// A read of the register begins.
@@ -74,10 +80,10 @@ mod tests {
     fn a_read_that_began_before_a_request_came_does_not_release_it() {
         let mut parked = Parked::default();
         parked.read_begins();
-        parked.push(Token(1), Request::Status { fresh: false }, Instant(5));
+        parked.push(Token(1), Request::Status { fresh: false }, Instant(5), None);
         assert!(parked.read_done().is_empty());
         parked.read_begins();
-        parked.push(Token(2), Request::Status { fresh: false }, Instant(9));
+        parked.push(Token(2), Request::Status { fresh: false }, Instant(9), None);
         assert_eq!(parked.read_done().iter().map(|waiting| waiting.token).collect::<Vec<_>>(), [Token(1)]);
         assert_eq!(parked.next_deadline(), Some(Instant(9)));
         assert!(parked.take_late(Instant(8)).is_empty());

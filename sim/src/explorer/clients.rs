@@ -18,7 +18,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use twinshard_core::{
     command::{Command, Idempotency, Operation, Verdict},
     effect::{BalancerInput, ServerInput},
-    id::{LogIndex, Position, ServerId, ShardId, Token},
+    id::{LogIndex, Position, SchemaId, ServerId, ShardId, Token},
     map::ClusterMap,
     request::{Applied, Consistency, Reply, Request, RequestError, Rows, ServerReply, ServerRequest, Written},
     time::{Duration, Instant},
@@ -69,6 +69,8 @@ struct Asked {
     balancer: usize,
     incarnation: u64,
     deadline: Instant,
+    /// The schema that the balancer's HTTP checks a write against: that of the map it has published.
+    schema: Option<SchemaId>,
     /// What had been seen or acknowledged of each shard when the operation began.
     floor: BTreeMap<ShardId, LogIndex>,
 }
@@ -161,6 +163,11 @@ impl Clients {
     /// Operations that have no end yet.
     pub(super) fn open_count(&self) -> usize {
         self.operations.iter().filter(|running| !running.finished).count()
+    }
+
+    /// The schema that the request was checked against.
+    pub(super) fn checked_against(&self, token: Token) -> Option<SchemaId> {
+        self.operations.get(of_token(token).0)?.asked.as_ref()?.schema
     }
 
     /// Adds a probe and returns its place.
@@ -320,8 +327,10 @@ impl World {
         let floor = running.asked.as_ref().map_or_else(|| self.clients.observed.clone(), |asked| asked.floor.clone());
         let deadline = self.now + planned.timeout;
         let incarnation = self.balancer_incarnation(balancer);
+        let published = self.balancers[balancer].machine.as_ref().and_then(|machine| machine.map());
+        let schema = published.filter(|(_, map)| map.schema.is_some()).map(|(_, map)| map.counters.schema);
         let running = &mut self.clients.operations[place];
-        running.asked = Some(Asked { balancer, incarnation, deadline, floor });
+        running.asked = Some(Asked { balancer, incarnation, deadline, schema, floor });
         running.request = Some(request.clone());
         let page_rows = self.plan.topology.pages.rows;
         running.pages = Pages::of(&request, page_rows);

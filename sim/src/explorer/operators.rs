@@ -6,8 +6,9 @@ use super::{coverage::Sometimes, world::World};
 use std::{collections::BTreeMap, sync::Arc};
 use twinshard_core::{
     config::Configuration,
-    id::{ReplicaId, ServerId, ShardId},
-    map::{ClusterMap, ReplicaStage, ShardRecord},
+    id::{ReplicaId, SchemaId, ServerId, ShardId},
+    map::{ClusterMap, ReplicaStage, ServerGoal, ShardRecord},
+    message::Execute,
     request::{Reply, Request},
     time::{Duration, Instant},
 };
@@ -19,6 +20,8 @@ pub(super) struct Operators {
     maps: Vec<(Instant, Arc<ClusterMap>)>,
     /// By balancer and server: when a beat came last.
     beats: BTreeMap<(usize, ServerId), Instant>,
+    /// By shard: the schema it was made with.
+    schemas: BTreeMap<ShardId, SchemaId>,
 }
 
 impl Operators {
@@ -30,6 +33,9 @@ impl Operators {
     /// A map stands in the register from now on.
     pub(super) fn stands(&mut self, map: &Arc<ClusterMap>, now: Instant) {
         self.maps.push((now, Arc::clone(map)));
+        for shard in map.shards.keys() {
+            self.schemas.entry(*shard).or_insert(map.counters.schema);
+        }
     }
 
     /// Whether a map that stood in the register since then fits.
@@ -41,7 +47,8 @@ impl Operators {
 
 /// The shards that are in another's place, under its name.
 pub(super) fn given_up(old: &ClusterMap, new: &ClusterMap) -> Vec<(ShardId, ShardId)> {
-    let gone = old.shards.iter().filter(|(id, _)| new.schema.is_some() && !new.shards.contains_key(id));
+    let is_same = new.schema.is_some() && new.counters.schema == old.counters.schema;
+    let gone = old.shards.iter().filter(|(id, _)| is_same && !new.shards.contains_key(id));
     gone.filter_map(|(id, record)| Some((*id, new.shard_named(&record.name)?))).collect()
 }
 
@@ -64,7 +71,7 @@ fn shows(map: &ClusterMap, request: &Request, reply: &Reply) -> bool {
         }
         (Request::Add { new_shards, .. }, Reply::Added { servers, .. }) => {
             let is_whole = |name: &str| {
-                map.server_named(name).is_some_and(|id| {
+                map.server_named(name).filter(|id| map.servers[id].goal == ServerGoal::Run).is_some_and(|id| {
                     map.shards.values().all(|record| !record.placement.contains(&id) || has_member(map, record, name))
                 })
             };
@@ -122,6 +129,19 @@ impl World {
         }
     }
 
+    /// A balancer sends a write to a replica: its rows were checked against the schema of the shard.
+    pub(super) fn check_schema(&mut self, balancer: usize, execute: &Execute) {
+        let token = self.balancers[balancer].machine.as_ref().and_then(|machine| machine.request_of(execute.tag));
+        let checked = token.and_then(|token| self.clients.checked_against(token));
+        let shard = self.register.map.replicas.get(&execute.replica).map(|replica| replica.shard);
+        let schema = shard.and_then(|shard| self.operators.schemas.get(&shard)).copied();
+        if let (Some(checked), Some(schema)) = (checked, schema)
+            && checked != schema
+        {
+            self.checks.fail("schema", || format!("{execute:?} was checked against {checked} and goes to a shard of {schema}"));
+        }
+    }
+
     /// For how long the balancer has not heard the server, as far as it can know.
     fn silence(&self, balancer: usize, server: ServerId) -> Duration {
         let heard = self.operators.beats.get(&(balancer, server)).copied().unwrap_or_default();
@@ -156,7 +176,9 @@ impl World {
             let is_ready = map.replicas.get(id).is_some_and(|replica| replica.stage == ReplicaStage::Ready);
             is_ready
                 && !self.checks.is_lost(*id)
-                && map.server_of(*id).is_some_and(|server| self.silence(balancer, server).0 < suspect_after.0 / 2)
+                && map.server_of(*id)
+                    .and_then(|server| self.operators.beats.get(&(balancer, server)))
+                    .is_some_and(|heard| self.now.since(*heard).0 < suspect_after.0 / 2)
         };
         let gone: Vec<ReplicaId> = current.members.iter().copied().filter(|id| !config.has(*id) && !placed(id) && is_well(id)).collect();
         let left = config.members.iter().filter(|id| placed(id)).count();

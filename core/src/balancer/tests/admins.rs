@@ -242,3 +242,64 @@ fn administrative_requests_are_bounded_and_forgotten_with_their_client() {
     assert!(waiting.iter().all(|token| world.replies(*token).is_empty()));
     assert_eq!(world.running(), ["Server0", "Server1", "Server2"], "nobody wants it any more");
 }
+
+fn move_request(from: &str, to: &str) -> Request {
+    Request::Move { shard: "sh1".into(), from: from.into(), to: to.into() }
+}
+
+/// A request, what takes back what it wants while it is under way, and a part of what it is told.
+type Overtaken = (fn() -> Request, &'static str, fn() -> Request, &'static str);
+
+#[test]
+fn request_whose_object_another_one_removes_ends_at_once() {
+    let all = || {
+        let servers = ["Server0", "Server1", "Server2", "Free", "Spare"].map(Box::from).to_vec();
+        Request::Remove { server_count: 5, servers, accept_data_loss: false, capped: false }
+    };
+    let cases: [Overtaken; 6] = [
+        (|| add_request("Extra"), "Extra", || remove_request("Extra"), "Server 'Extra' was removed"),
+        (|| move_request("Server0", "Free"), "Free", || remove_request("Free"), "elsewhere"),
+        (|| move_request("Server0", "Free"), "Free", || move_request("Free", "Spare"), "elsewhere"),
+        (|| Request::Drain { server: "Server0".into() }, "Free", || remove_request("Free"), "elsewhere"),
+        (|| Request::Drain { server: "Server0".into() }, "Free", all, "removed"),
+        (|| Request::Primary { shard: "sh1".into(), change: true }, "Server1", || remove_request("Server1"), "was removed"),
+    ];
+    for (request, stuck, other, words) in cases {
+        let mut world = World::serving(1);
+        for name in ["Free", "Spare"] {
+            let free = Request::Add {
+                server_count: 1,
+                new_shards: vec![],
+                servers: vec![crate::request::NewServer { name: name.into(), shards: vec![] }],
+                strict: true,
+            };
+            world.ask(A, free);
+            world.run(1_000);
+        }
+        // What it wants does not come to be: the server that is to have it makes nothing of what it is told.
+        world.stuck = world.map.server_named(stuck).or(Some(ServerId(6)));
+        let token = world.ask(A, request());
+        world.run(500);
+        assert_eq!(world.replies(token), [], "{:?} is done already", request());
+        let overtaker = world.ask(A, other());
+        world.run(500);
+        let replies = world.replies(token);
+        let [Reply::Failed(RequestError::Refused(told))] = &replies[..] else { panic!("{:?} and {:?}: {replies:?}", request(), other()) };
+        assert!(told.contains(words), "{told}");
+        let _ = overtaker;
+    }
+}
+
+#[test]
+fn init_of_a_cluster_that_is_torn_down_ends_at_once() {
+    let mut world = World::new(1);
+    world.run(200);
+    world.stuck = Some(ServerId(1));
+    let init = world.ask(A, init_request(3));
+    world.run(1_000);
+    assert_eq!(world.replies(init), []);
+    let servers = ["Server0", "Server1", "Server2"].map(Box::from).to_vec();
+    world.ask(A, Request::Remove { server_count: 3, servers, accept_data_loss: false, capped: false });
+    world.run(500);
+    assert!(matches!(&world.replies(init)[..], [Reply::Failed(RequestError::Refused(words))] if words.contains("torn down")));
+}

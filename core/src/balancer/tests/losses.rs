@@ -90,6 +90,7 @@ fn what_is_gone_is_given_up_once_all_that_answer_promised_and_is_kept_aside() {
     for starts in [true, false] {
         let mut world = World::serving(1);
         world.run(1_000);
+        let killed = world.now;
         for server in [S2, S3] {
             world.kill(server);
             if starts { &mut world.mute } else { &mut world.broken }.insert(server);
@@ -109,7 +110,7 @@ fn what_is_gone_is_given_up_once_all_that_answer_promised_and_is_kept_aside() {
                 assert_eq!(world.servers[&S1].replicas[&R1].promised, pending.unwrap());
             }
         }
-        assert!(world.now.since(asked) > Duration::from_millis(3_000), "that is a glance");
+        assert!(world.now.since(killed) > Duration::from_millis(3_000), "that is a glance");
         world.run(10_000);
         assert_eq!(world.replies(token), [removed(1, &["Server1", "Server2"])], "starts: {starts}");
         assert_eq!(retired(&world, A), [], "copies are kept aside");
@@ -147,6 +148,7 @@ fn without_the_word_of_the_operator_nothing_is_given_up_and_the_refusal_comes_wh
         world.kill(server);
         world.mute.insert(server);
     }
+    world.run(600);
     let token = world.ask(A, remove(&["Server2"], false));
     world.run(1_000);
     assert_eq!(world.replies(token), [], "nobody knows yet");
@@ -170,6 +172,7 @@ fn shard_that_serves_is_not_given_up() {
     world.kill(other);
     world.mute.insert(other);
     let name = world.map.servers[&other].name.clone();
+    world.run(600);
     let token = world.ask(A, remove(&[&*name], true));
     world.run(60_000);
     assert!(matches!(&world.replies(token)[..], [Reply::Failed(RequestError::Refused(words))] if words.contains("it serves as it is")));

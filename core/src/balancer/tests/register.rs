@@ -418,3 +418,36 @@ fn what_the_map_at_hand_does_not_know_is_refused_only_by_one_read_since() {
         "how things stand is told at once"
     );
 }
+
+#[test]
+fn write_that_was_parked_is_not_sent_to_shards_of_another_schema() {
+    let mut world = World::serving(2);
+    world.run(1_000);
+    // The second balancer's next read of the register begins, and its answer is held.
+    world.nodes[B].holds = true;
+    world.run(600);
+    let before = world.nodes[B].machine.map().unwrap().1.schema.clone();
+    let servers = ["Server0", "Server1", "Server2"].map(Box::from).to_vec();
+    let down = world.ask(A, Request::Remove { server_count: 3, servers, accept_data_loss: false, capped: false });
+    world.run(3_000);
+    assert!(matches!(&world.replies(down)[..], [Reply::Removed { server_count: 0, .. }]));
+    // The row was checked against the schema that it knows. Its key is in no shard that it knows.
+    let row = crate::value::Row { key: crate::value::Key(150), values: vec![] };
+    let operations = vec![crate::command::Operation::Insert { row, on_conflict: crate::command::OnConflict::Replace }];
+    let write = world.ask(B, Request::Write { operations, on_conflict: None, idempotency: None });
+    let Request::Init { mut shards, .. } = init_request(3) else { unreachable!() };
+    shards[0].size = 1_000;
+    let column = |name: &str, dtype| crate::schema::Column { name: name.into(), dtype };
+    let columns = vec![column("Other_id", crate::schema::ColumnType::Number), column("Other_name", crate::schema::ColumnType::String)];
+    let schema = crate::schema::Schema::new(columns).unwrap();
+    let init = Request::Init { server_count: Some(3), schema, shards, servers: None, on_conflict: None, by_name: false };
+    let again = world.ask(A, init);
+    world.run(3_000);
+    assert_eq!(world.replies(again), [Reply::Initialised]);
+    assert_eq!(world.nodes[B].machine.map().unwrap().1.schema, before, "or it was told meanwhile");
+    world.forget();
+    world.release(B);
+    world.run(1_000);
+    assert_eq!(world.sent(B, |message| matches!(message, ToServer::Execute(_))), []);
+    assert_eq!(world.replies(write), [Reply::Failed(RequestError::SchemaChanged)]);
+}

@@ -86,6 +86,8 @@ pub(super) struct World {
     pub(super) mute: BTreeSet<ServerId>,
     /// These can be stopped and not started.
     pub(super) broken: BTreeSet<ServerId>,
+    /// It answers, and makes nothing of what it is told to create, install or lead.
+    pub(super) stuck: Option<ServerId>,
     inbox: VecDeque<(usize, BalancerInput)>,
     tokens: u64,
 }
@@ -130,6 +132,7 @@ impl World {
             failing: BTreeSet::new(),
             mute: BTreeSet::new(),
             broken: BTreeSet::new(),
+            stuck: None,
             inbox: VecDeque::new(),
             tokens: 0,
         };
@@ -406,7 +409,8 @@ impl World {
     }
 
     fn serve(&mut self, node: usize, to: ServerId, message: ToServer) {
-        if self.nodes[node].cut {
+        let is_work = matches!(message, ToServer::Create { .. } | ToServer::Install(_) | ToServer::Activate { .. });
+        if self.nodes[node].cut || (is_work && self.stuck == Some(to)) {
             return;
         }
         let Some(server) = self.servers.get_mut(&to).filter(|server| server.runs && !server.deaf) else { return };

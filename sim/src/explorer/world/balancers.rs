@@ -16,6 +16,7 @@ use twinshard_core::{
     effect::{BalancerEffect, BalancerInput, ProvisionAnswer, ProvisionCommand, RegisterAnswer},
     id::{NodeId, ServerId, Token},
     map::Address,
+    message::{Message, ToServer},
     time::Duration,
 };
 
@@ -63,6 +64,9 @@ impl World {
                 let Some(id) = self.balancers[place].machine.as_ref().and_then(BalancerMachine::id) else {
                     return self.checks.fail("R10", || format!("balancer {place} sends before its id is minted"));
                 };
+                if let Message::ToServer(ToServer::Execute(execute)) = &message {
+                    self.check_schema(place, execute);
+                }
                 let from = NodeId::Balancer(id);
                 self.checks.on_ask(from, &message);
                 self.carry(Place::Balancer(place), Place::Server(to), message, |message| Event::ToServer { to, from, message });
@@ -133,7 +137,8 @@ impl World {
                 for (shard, _) in &given_up {
                     self.checks.give_up(*shard);
                 }
-                if !given_up.is_empty() || (before.schema.is_some() && after.schema.is_none()) {
+                let is_torn_down = after.schema.is_none() || after.counters.schema != before.counters.schema;
+                if !given_up.is_empty() || (before.schema.is_some() && is_torn_down) {
                     self.clients.end_history();
                 }
                 if self.plan.staged {
