@@ -81,8 +81,6 @@ bugs! {
     LosesItselfAtHigherEpoch = "planted-loses-itself-at-higher-epoch",
     /// A shard is given up because too few of its members answer right now.
     GivesUpOnGlance = "planted-gives-up-on-glance",
-    /// A shard is given up though its primary serves, and before its members have promised that it is over.
-    GivesUpWhatServes = "planted-gives-up-what-serves",
     /// An operator is told that a change is done once the map wants it.
     AnswersOnWish = "planted-answers-on-wish",
     /// A drain leaves the last replica where it is.

@@ -80,7 +80,9 @@ impl Goal {
     pub(crate) fn overtaken(&self, map: &ClusterMap) -> Option<RequestError> {
         let is_leaving = |id: &ServerId| map.servers.get(id).is_none_or(|record| record.goal == ServerGoal::Leave);
         let words = match self {
-            Self::Initialised { schema } if map.schema.is_none() || map.counters.schema != *schema => "The cluster was torn down before it was set up".to_owned(),
+            Self::Initialised { schema } if map.schema.is_none() || map.counters.schema != *schema => {
+                "The cluster was torn down before it was set up".to_owned()
+            }
             Self::Added { servers, names, .. } if servers.iter().any(is_leaving) => {
                 let name = servers.iter().zip(names).find(|(id, _)| is_leaving(id)).map_or_else(String::new, |(_, name)| quoted(name));
                 format!("Server {name} was removed before it served")
@@ -322,7 +324,11 @@ pub(crate) fn init(map: &ClusterMap, request: &Init<'_>) -> Result<(ClusterMap, 
     }
     if map.schema.is_some() {
         // The same /init again, while the first is under way, waits with it (API.md: resumable).
-        return if is_same(map, request) { Ok((map.clone(), Goal::Initialised { schema: map.counters.schema })) } else { Err(RequestError::AlreadyInitialised) };
+        return if is_same(map, request) {
+            Ok((map.clone(), Goal::Initialised { schema: map.counters.schema }))
+        } else {
+            Err(RequestError::AlreadyInitialised)
+        };
     }
     if map.servers.values().any(|record| record.goal == ServerGoal::Leave && names.contains(&*record.name)) {
         return Err(refused("A server of that name is still being removed; ask again in a moment"));
@@ -522,12 +528,7 @@ fn same_add(map: &ClusterMap, new_shards: &[NewShard], servers: &[NewServer]) ->
 }
 
 /// The map with the wish that another server leads the shard.
-pub(crate) fn move_primary(
-    map: &ClusterMap,
-    shard: ShardId,
-    observed: &Observed,
-    now: Instant,
-) -> Result<(ClusterMap, Goal), Denied> {
+pub(crate) fn move_primary(map: &ClusterMap, shard: ShardId, observed: &Observed, now: Instant) -> Result<(ClusterMap, Goal), Denied> {
     let Some(record) = map.shards.get(&shard) else { return Err(refused("The shard is gone").into()) };
     let from = record.current.as_ref().and_then(|current| map.server_of(current.primary));
     let leads = |server: ServerId| {

@@ -124,7 +124,7 @@ pub(crate) fn is_given_up(map: &ClusterMap, shard: ShardId, current: &Configurat
     if facts.drives.has(Bug::GivesUpOnGlance) {
         return seal != Seal::Can;
     }
-    seal == Seal::Gone && (facts.drives.has(Bug::GivesUpWhatServes) || !serves(map, current, facts.observed, facts.now))
+    seal == Seal::Gone && !serves(map, current, facts.observed, facts.now)
 }
 
 /// The next step of giving a shard up.
@@ -145,12 +145,11 @@ pub(crate) fn give_up(
             Member::Gone | Member::Lost => {}
         }
     }
-    if waits && !drives.has(Bug::GivesUpOnGlance) && !drives.has(Bug::GivesUpWhatServes) {
+    if waits && !drives.has(Bug::GivesUpOnGlance) {
         return None;
     }
     let last = |id: &ReplicaId| (observed.status(map, *id, now).map(|status| status.last), std::cmp::Reverse(*id));
-    let primary = members.iter().copied().max_by_key(last).filter(|_| !drives.has(Bug::GivesUpWhatServes));
-    let Some(primary) = primary else {
+    let Some(primary) = members.iter().copied().max_by_key(last) else {
         begin_anew(map, shard);
         return None;
     };

@@ -102,12 +102,12 @@ fn replicas(map: &mut ClusterMap, facts: &Facts<'_>) {
 fn configuration(map: &mut ClusterMap, shard: ShardId, facts: &Facts<'_>) -> Option<Reason> {
     let record = map.shards.get(&shard).cloned()?;
     let mut stuck = None;
-    if let Some(pending) = &record.pending {
-        if facts.drives.is_installed(shard, pending.epoch) {
-            let next = ShardRecord { current: Some(pending.clone()), pending: None, ..record };
-            map.shards.insert(shard, next);
-            return None;
-        }
+    if let Some(pending) = &record.pending
+        && facts.drives.is_installed(shard, pending.epoch)
+    {
+        let next = ShardRecord { current: Some(pending.clone()), pending: None, ..record };
+        map.shards.insert(shard, next);
+        return None;
     }
     if let Some(current) = &record.current
         && loss::is_given_up(map, shard, current, facts)

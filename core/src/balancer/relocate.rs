@@ -33,14 +33,7 @@ fn name_of(map: &ClusterMap, server: ServerId) -> String {
 }
 
 /// Changes where the map wants one replica.
-fn relocate(
-    map: &mut ClusterMap,
-    shard: ShardId,
-    from: ServerId,
-    to: ServerId,
-    observed: &Observed,
-    now: Instant,
-) -> Result<(), Denied> {
+fn relocate(map: &mut ClusterMap, shard: ShardId, from: ServerId, to: ServerId, observed: &Observed, now: Instant) -> Result<(), Denied> {
     let Some(record) = map.shards.get(&shard) else { return Err(refused("The shard is gone").into()) };
     let name = quoted(&record.name);
     // A copy needs somebody to copy from, and a change somebody to seal.
@@ -96,7 +89,13 @@ pub(crate) fn move_replica(
 
 /// The map with all replicas of a server on others, each on the one that holds least. It stays, and holds nothing until an operator moves
 /// a replica to it.
-pub(crate) fn drain(map: &ClusterMap, server: &str, observed: &Observed, now: Instant, planted: Planted) -> Result<(ClusterMap, Goal), Denied> {
+pub(crate) fn drain(
+    map: &ClusterMap,
+    server: &str,
+    observed: &Observed,
+    now: Instant,
+    planted: Planted,
+) -> Result<(ClusterMap, Goal), Denied> {
     let from = server_named(map, server)?;
     let mut next = map.clone();
     next.drained.insert(from);
@@ -175,9 +174,10 @@ pub(crate) fn overtaken(map: &ClusterMap, from: ServerId, moves: &Moves, is_whol
     }
     moves.iter().find_map(|(shard, to)| match map.shards.get(shard) {
         None => Some(refused("The shard was removed before it was moved")),
-        Some(record) if !placed(record, *to) || placed(record, from) => {
-            Some(refused(format!("Another request took the replica of {} elsewhere, or removed the server that was to have it", quoted(&record.name))))
-        }
+        Some(record) if !placed(record, *to) || placed(record, from) => Some(refused(format!(
+            "Another request took the replica of {} elsewhere, or removed the server that was to have it",
+            quoted(&record.name)
+        ))),
         Some(_) => None,
     })
 }

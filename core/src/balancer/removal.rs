@@ -25,12 +25,7 @@ pub(crate) struct Remove<'a> {
 }
 
 /// The map with servers on their way out, and what to wait for.
-pub(crate) fn remove(
-    map: &ClusterMap,
-    request: &Remove<'_>,
-    observed: &Observed,
-    now: Instant,
-) -> Result<(ClusterMap, Goal), Denied> {
+pub(crate) fn remove(map: &ClusterMap, request: &Remove<'_>, observed: &Observed, now: Instant) -> Result<(ClusterMap, Goal), Denied> {
     let Remove { servers: names, accept_data_loss, capped, .. } = *request;
     let run: Vec<ServerId> = map.servers.iter().filter(|(_, record)| record.goal == ServerGoal::Run).map(|(id, _)| *id).collect();
     let count = if capped { request.server_count.min(run.len() as u64) } else { request.server_count };
@@ -120,7 +115,10 @@ pub(crate) fn remove(
         // A copy needs somebody to copy from, and a change somebody to seal.
         if let Some(current) = current.as_ref().filter(|current| !accept_data_loss || loss::serves(map, current, observed, now)) {
             let words = if accept_data_loss {
-                format!("Shard {} cannot be moved, as too few of its replicas answer; it serves as it is, so nothing is given up", quoted(&name))
+                format!(
+                    "Shard {} cannot be moved, as too few of its replicas answer; it serves as it is, so nothing is given up",
+                    quoted(&name)
+                )
             } else {
                 format!("Shard {} cannot be moved: too few of its replicas answer", quoted(&name))
             };

@@ -708,10 +708,10 @@ impl World {
         }
     }
 
-    /// The shard with that key in which a command stands at that position; where none is known, the newest.
+    /// The shard with that key in which a command stands at that position.
     fn shard_of(&self, key: Key, position: Position) -> Option<ShardId> {
-        let has = |shard: &ShardId| self.checks.shard(*shard).is_some_and(|known| known.model.has(position));
-        self.clients.shards_at(key).find(has).or_else(|| self.clients.shards_at(key).next())
+        let shard = self.checks.shard_of_epoch(position.epoch)?;
+        self.clients.shards_at(key).find(|at| *at == shard)
     }
 
     fn told(&mut self, shard: ShardId, index: LogIndex) {

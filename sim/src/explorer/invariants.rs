@@ -186,6 +186,11 @@ impl Checks {
         self.damaged.contains(&replica)
     }
 
+    /// The shard whose configuration has that epoch: of two with the same keys, after a teardown, only one has.
+    pub(super) fn shard_of_epoch(&self, epoch: Epoch) -> Option<ShardId> {
+        self.configs.get(&epoch).map(|known| known.shard)
+    }
+
     /// The map has another shard in the place of this one.
     pub(super) fn give_up(&mut self, shard: ShardId) {
         self.given_up.insert(shard);

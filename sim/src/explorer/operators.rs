@@ -20,6 +20,8 @@ pub(super) struct Operators {
     maps: Vec<(Instant, Arc<ClusterMap>)>,
     /// By balancer and server: when a beat came last.
     beats: BTreeMap<(usize, ServerId), Instant>,
+    /// By balancer: when its process was started.
+    starts: BTreeMap<usize, Instant>,
     /// By shard: the schema it was made with.
     schemas: BTreeMap<ShardId, SchemaId>,
 }
@@ -28,6 +30,11 @@ impl Operators {
     /// A beat of the server reached the balancer.
     pub(super) fn beat(&mut self, balancer: usize, server: ServerId, now: Instant) {
         self.beats.insert((balancer, server), now);
+    }
+
+    /// A balancer's process is started: it knows nothing of before.
+    pub(super) fn balancer_starts(&mut self, balancer: usize, now: Instant) {
+        self.starts.insert(balancer, now);
     }
 
     /// A map stands in the register from now on.
@@ -54,7 +61,8 @@ pub(super) fn given_up(old: &ClusterMap, new: &ClusterMap) -> Vec<(ShardId, Shar
 
 fn has_member(map: &ClusterMap, record: &ShardRecord, server: &str) -> bool {
     let Some(current) = &record.current else { return false };
-    let named = |id: &ReplicaId| map.server_of(*id).and_then(|server| map.servers.get(&server)).is_some_and(|record| &*record.name == server);
+    let named =
+        |id: &ReplicaId| map.server_of(*id).and_then(|server| map.servers.get(&server)).is_some_and(|record| &*record.name == server);
     current.members.iter().any(named)
 }
 
@@ -71,16 +79,16 @@ fn shows(map: &ClusterMap, request: &Request, reply: &Reply) -> bool {
         }
         (Request::Add { new_shards, .. }, Reply::Added { servers, .. }) => {
             let is_whole = |name: &str| {
-                map.server_named(name).filter(|id| map.servers[id].goal == ServerGoal::Run).is_some_and(|id| {
-                    map.shards.values().all(|record| !record.placement.contains(&id) || has_member(map, record, name))
-                })
+                map.server_named(name)
+                    .filter(|id| map.servers[id].goal == ServerGoal::Run)
+                    .is_some_and(|id| map.shards.values().all(|record| !record.placement.contains(&id) || has_member(map, record, name)))
             };
             servers.iter().all(|name| is_whole(name)) && new_shards.iter().all(|shard| serves(&shard.name))
         }
         (Request::Remove { .. }, Reply::Removed { servers, .. }) => servers.iter().all(|name| map.server_named(name).is_none()),
-        (Request::Move { from, .. }, Reply::Relocated { moves }) => moves.iter().all(|(name, to)| {
-            shard(map, name).is_some_and(|record| has_member(map, record, to) && !has_member(map, record, from))
-        }),
+        (Request::Move { from, .. }, Reply::Relocated { moves }) => moves
+            .iter()
+            .all(|(name, to)| shard(map, name).is_some_and(|record| has_member(map, record, to) && !has_member(map, record, from))),
         (Request::Drain { server }, Reply::Relocated { moves }) => {
             map.shards.values().all(|record| !has_member(map, record, server))
                 && moves.iter().all(|(name, to)| shard(map, name).is_some_and(|record| has_member(map, record, to)))
@@ -99,10 +107,16 @@ impl World {
     /// A balancer answers an operator.
     pub(super) fn check_answer(&mut self, asked: Instant, request: &Request, reply: &Reply) {
         // What is told of the map as it is known may be older than the question, but not an invention.
-        let since = if matches!(reply, Reply::Status(_)) || matches!(request, Request::Primary { change: false, .. }) { Instant(0) } else { asked };
+        let since =
+            if matches!(reply, Reply::Status(_)) || matches!(request, Request::Primary { change: false, .. }) { Instant(0) } else { asked };
         let is_told = matches!(
             reply,
-            Reply::Initialised | Reply::Added { .. } | Reply::Removed { .. } | Reply::Relocated { .. } | Reply::Primary { .. } | Reply::Status(_)
+            Reply::Initialised
+                | Reply::Added { .. }
+                | Reply::Removed { .. }
+                | Reply::Relocated { .. }
+                | Reply::Primary { .. }
+                | Reply::Status(_)
         );
         if is_told && !self.operators.any_since(since, |map| shows(map, request, reply)) {
             let text = format!("{request:?} is answered {reply:?}, which no map shows since {asked}");
@@ -145,7 +159,8 @@ impl World {
     /// For how long the balancer has not heard the server, as far as it can know.
     fn silence(&self, balancer: usize, server: ServerId) -> Duration {
         let heard = self.operators.beats.get(&(balancer, server)).copied().unwrap_or_default();
-        self.now.since(heard.max(self.balancers[balancer].running_since))
+        let started = self.operators.starts.get(&balancer).copied().unwrap_or_default();
+        self.now.since(heard.max(started))
     }
 
     /// Only what an operator accepted, and only where too few members are left that are not known to be gone.
@@ -160,7 +175,7 @@ impl World {
         let patience = self.plan.topology.balancer.replace_after;
         let there = |member: &&ReplicaId| {
             let server = old.server_of(**member);
-            !self.checks.is_lost(**member) && server.is_some_and(|server| self.silence(balancer, server).0 < patience.0)
+            !self.checks.is_damaged(**member) && server.is_some_and(|server| self.silence(balancer, server).0 < patience.0)
         };
         let there: Vec<ReplicaId> = current.members.iter().filter(there).copied().collect();
         if there.len() >= current.seal_quorum() {
@@ -170,13 +185,18 @@ impl World {
 
     /// A member that answers leaves only when as many as there were, or as are wanted, are members where they are wanted.
     fn check_copies(&mut self, balancer: usize, map: &ClusterMap, record: &ShardRecord, current: &Configuration, config: &Configuration) {
+        // Under a fault a balancer may not see what the world does: judged is what is planned while nothing is wrong.
+        if self.is_disturbed() {
+            return;
+        }
         let suspect_after = self.plan.topology.balancer.suspect_after;
         let placed = |id: &ReplicaId| map.server_of(*id).is_some_and(|server| record.placement.contains(&server));
         let is_well = |id: &ReplicaId| {
             let is_ready = map.replicas.get(id).is_some_and(|replica| replica.stage == ReplicaStage::Ready);
             is_ready
-                && !self.checks.is_lost(*id)
-                && map.server_of(*id)
+                && !self.checks.is_damaged(*id)
+                && map
+                    .server_of(*id)
                     .and_then(|server| self.operators.beats.get(&(balancer, server)))
                     .is_some_and(|heard| self.now.since(*heard).0 < suspect_after.0 / 2)
         };

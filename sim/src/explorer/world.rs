@@ -7,10 +7,10 @@ use super::{
     exhaustive::Script,
     invariants::{Checks, Servers, Violation},
     liveness::Liveness,
-    operators::Operators,
     log::SimLog,
     model::Memory,
     net::{Net, Subject},
+    operators::Operators,
     queue::Queue,
     register::{Ask, SimRegister},
     rows::SimRows,
@@ -494,6 +494,10 @@ impl World {
         }
         self.trace.say(self.now, || "healed".to_owned());
         self.look();
+    }
+
+    pub(super) fn is_disturbed(&self) -> bool {
+        !self.open_faults.is_empty()
     }
 
     pub(super) fn is_running(&self, place: usize) -> bool {

@@ -186,7 +186,8 @@ impl Story {
 
     /// The next map, after checks that hold of any.
     fn next(&self) -> ClusterMap {
-        let facts = Facts { now: self.now, observed: &self.observed, drives: &self.drives, accepted_loss: &self.map.accepted_loss, seed: 7 };
+        let facts =
+            Facts { now: self.now, observed: &self.observed, drives: &self.drives, accepted_loss: &self.map.accepted_loss, seed: 7 };
         let (next, reasons) = next_map(&self.map, &facts);
         assert_eq!(reasons.keys().collect::<Vec<_>>(), proposed(&self.map, &next), "each proposal has a reason");
         for (id, record) in &next.shards {
@@ -205,7 +206,8 @@ impl Story {
 
     /// Why that is proposed for shard 1 now.
     fn reason(&self) -> Option<Reason> {
-        let facts = Facts { now: self.now, observed: &self.observed, drives: &self.drives, accepted_loss: &self.map.accepted_loss, seed: 7 };
+        let facts =
+            Facts { now: self.now, observed: &self.observed, drives: &self.drives, accepted_loss: &self.map.accepted_loss, seed: 7 };
         next_map(&self.map, &facts).1.get(&SH1).copied()
     }
 

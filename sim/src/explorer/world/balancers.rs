@@ -221,6 +221,7 @@ impl World {
         let mut draw = self.keyed.draw(Purpose::Process, [1_000_000 + place as u64, node.process.incarnation]);
         node.process.start(self.now, &mut draw);
         node.running_since = self.now;
+        self.operators.balancer_starts(place, self.now);
         let config = BalancerConfig { seed: draw.word(), planted: self.plan.planted, ..self.plan.topology.balancer.clone() };
         node.machine = Some(BalancerMachine::new(config, node.process.local(self.now)));
         self.trace.say(self.now, || format!("balancer {place} starts"));
