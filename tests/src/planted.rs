@@ -36,7 +36,7 @@ const SHOWS_AT: &[(Bug, u64)] = &[
     (Bug::GivesUpOnGlance, 176),
     (Bug::AnswersOnWish, 0),
     (Bug::DrainLeavesOne, 7),
-    (Bug::MoveDropsFirst, 0),
+    (Bug::MoveDropsFirst, 3),
     (Bug::RoutesUnchecked, 795),
 ];
 
