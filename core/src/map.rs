@@ -4,8 +4,7 @@
 use crate::{
     command::OnConflict,
     config::Configuration,
-    id::{BalancerId, ClusterId, Epoch, Incarnation, ReplicaId, ServerId, SessionId, ShardId},
-    id::{BalancerId, ClusterId, Epoch, ReplicaId, SchemaId, ServerId, SessionId, ShardId},
+    id::{BalancerId, ClusterId, Epoch, Incarnation, ReplicaId, SchemaId, ServerId, SessionId, ShardId},
     schema::Schema,
     value::{Key, KeyRange},
 };
