@@ -251,6 +251,8 @@ fn wide_reads(dice: &mut Dice, topology: &Topology, span_ms: u64) -> Vec<Planned
         operations.push(PlannedOperation { id: WIDE_READS_FROM + step, at, client, balancer, timeout, retries: 0, action });
     }
     operations
+}
+
 /// Ids of operations that tear the cluster down and set it up anew.
 const RESETS_FROM: u32 = 7_000;
 
@@ -286,7 +288,7 @@ fn resets(dice: &mut Dice, topology: &Topology, end: Instant) -> Vec<PlannedOper
 }
 
 /// Ids of operations that accept the loss of data.
-const LOSSES_FROM: u32 = 6_000;
+const LOSSES_FROM: u32 = 8_000;
 
 /// In some seeds an operator accepts the loss of data: where servers are gone for good, as it seems, with their disk or without, where they
 /// are merely silent, or where nothing is wrong at all.

@@ -18,8 +18,8 @@ use twinshard_core::{
 pub(super) struct Operators {
     /// Every map that stood in the register, and since when.
     maps: Vec<(Instant, Arc<ClusterMap>)>,
-    /// By balancer and server: when a beat came last.
-    beats: BTreeMap<(usize, ServerId), Instant>,
+    /// By balancer and server: the newest beat that came, and when. An older one that comes late tells nothing.
+    beats: BTreeMap<(usize, ServerId), (u64, Instant)>,
     /// By balancer: when its process was started.
     starts: BTreeMap<usize, Instant>,
     /// By shard: the schema it was made with.
@@ -28,13 +28,17 @@ pub(super) struct Operators {
 
 impl Operators {
     /// A beat of the server reached the balancer.
-    pub(super) fn beat(&mut self, balancer: usize, server: ServerId, now: Instant) {
-        self.beats.insert((balancer, server), now);
+    pub(super) fn beat(&mut self, balancer: usize, server: ServerId, number: u64, now: Instant) {
+        let newest = self.beats.entry((balancer, server)).or_insert((number, now));
+        if newest.0 <= number {
+            *newest = (number, now);
+        }
     }
 
     /// A balancer's process is started: it knows nothing of before.
     pub(super) fn balancer_starts(&mut self, balancer: usize, now: Instant) {
         self.starts.insert(balancer, now);
+        self.beats.retain(|(place, _), _| *place != balancer);
     }
 
     /// A map stands in the register from now on.
@@ -158,7 +162,7 @@ impl World {
 
     /// For how long the balancer has not heard the server, as far as it can know.
     fn silence(&self, balancer: usize, server: ServerId) -> Duration {
-        let heard = self.operators.beats.get(&(balancer, server)).copied().unwrap_or_default();
+        let heard = self.operators.beats.get(&(balancer, server)).map_or(Instant(0), |(_, heard)| *heard);
         let started = self.operators.starts.get(&balancer).copied().unwrap_or_default();
         self.now.since(heard.max(started))
     }
@@ -198,7 +202,7 @@ impl World {
                 && map
                     .server_of(*id)
                     .and_then(|server| self.operators.beats.get(&(balancer, server)))
-                    .is_some_and(|heard| self.now.since(*heard).0 < suspect_after.0 / 2)
+                    .is_some_and(|(_, heard)| self.now.since(*heard).0 < suspect_after.0 / 2)
         };
         let gone: Vec<ReplicaId> = current.members.iter().copied().filter(|id| !config.has(*id) && !placed(id) && is_well(id)).collect();
         let left = config.members.iter().filter(|id| placed(id)).count();

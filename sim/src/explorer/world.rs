@@ -427,8 +427,10 @@ impl World {
                 if let Some(place) = self.balancer_ids.get(&to).copied()
                     && self.balancers[place].machine.as_ref().and_then(BalancerMachine::id) == Some(to)
                 {
-                    if matches!(message, Message::ToBalancer(ToBalancer::Beat { .. })) && self.is_running(place) {
-                        self.operators.beat(place, from, self.now);
+                    if let Message::ToBalancer(ToBalancer::Beat { beat, .. }) = &message
+                        && self.is_running(place)
+                    {
+                        self.operators.beat(place, from, *beat, self.now);
                     }
                     self.step_balancer(place, BalancerInput::Message { from, message });
                 }
