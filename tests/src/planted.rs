@@ -33,11 +33,11 @@ const SHOWS_AT: &[(Bug, u64)] = &[
     (Bug::ForgetsFloor, 29),
     (Bug::LosesItselfAfterSwap, 10),
     (Bug::LosesItselfAtHigherEpoch, 280),
-    (Bug::GivesUpOnGlance, 176),
+    (Bug::GivesUpOnGlance, 6),
     (Bug::AnswersOnWish, 0),
     (Bug::DrainLeavesOne, 7),
-    (Bug::MoveDropsFirst, 3),
-    (Bug::RoutesUnchecked, 795),
+    (Bug::MoveDropsFirst, 6),
+    (Bug::RoutesUnchecked, 4144),
 ];
 
 /// Seeds that failed once: for a bug of the protocol, of the controller, or of a check. A later change of the swarm makes other runs of
