@@ -97,10 +97,8 @@ impl Replica {
     pub(super) fn on_pin_opened(&mut self, now: Instant, snapshot: SnapshotId, answer: &StoreAnswer) {
         let close_at = now + self.context.settings.pin_idle_max;
         let Some(pinned) = self.pins.open.get_mut(&snapshot.0) else { return };
-        let fits = match answer {
-            StoreAnswer::SnapshotOpened { position } => position.index >= pinned.visible && position.index <= pinned.at.index,
-            _ => false,
-        };
+        let fits = matches!(answer, StoreAnswer::SnapshotOpened { position }
+            if position.index >= pinned.visible && position.index <= pinned.at.index);
         if !fits {
             return self.end_pin(snapshot.0, ReadRefusal::Behind);
         }

@@ -147,6 +147,7 @@ mod tests {
         let sources = [
             include_str!("balancer.rs"),
             include_str!("balancer/operators.rs"),
+            include_str!("balancer/reads.rs"),
             include_str!("balancer/writes.rs"),
             include_str!("server.rs"),
             include_str!("json.rs"),

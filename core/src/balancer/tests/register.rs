@@ -294,6 +294,7 @@ fn delete_request() -> Request {
 }
 
 #[test]
+#[expect(clippy::disallowed_methods, clippy::disallowed_types, reason = "a step that never returns can only be told from outside")]
 fn balancer_whose_register_went_back_with_a_write_in_flight_goes_on_running() {
     let (done, is_done) = std::sync::mpsc::channel();
     // On a thread of its own: a step that does not return fails the test, and does not hang it.

@@ -13,7 +13,7 @@ fn of_balancer(settings: HttpSettings) -> Router {
         Some(match asked {
             Asked::Write { .. } => Reply::Written(Default::default()),
             Asked::Init { .. } => Reply::Initialised,
-            Asked::Read { .. } => page(0..1, "a", None),
+            Asked::Read { .. } | Asked::ReadPage { .. } => page(0..1, "a", None),
             Asked::PickServer { .. } => Reply::Server { id: twinshard_core::id::ServerId(3), name: "Server3".into(), number: 3 },
             _ => return None,
         })
