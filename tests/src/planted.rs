@@ -7,38 +7,46 @@ use twinshard_sim::search::{Search, search};
 
 /// Where each bug shows first, as far as it was searched.
 const SHOWS_AT: &[(Bug, u64)] = &[
-    (Bug::KeepsIdAfterLosingDisk, 2),
+    (Bug::KeepsIdAfterLosingDisk, 6),
     (Bug::AcknowledgesBeforeDurable, 0),
-    (Bug::CommitsOldEpochByCounting, 0),
-    (Bug::ReadsWithoutRound, 685),
+    (Bug::CommitsOldEpochByCounting, 5),
+    (Bug::ReadsWithoutRound, 60),
     (Bug::LaterReadsShareRound, 12),
     (Bug::AppliesRetryTwice, 0),
-    (Bug::SealsOneTooFew, 2),
+    (Bug::SealsOneTooFew, 3),
     (Bug::ActivatesWithoutCas, 0),
-    (Bug::RestartedPrimaryGoesOn, 0),
-    (Bug::CountsLearners, 0),
+    (Bug::RestartedPrimaryGoesOn, 30),
+    (Bug::CountsLearners, 1),
     (Bug::SnapshotWithoutSessions, 6),
     (Bug::ServesUnactivated, 0),
-    (Bug::SnapshotInTwoPersists, 6),
-    (Bug::CommitsUnverified, 0),
+    (Bug::SnapshotInTwoPersists, 14),
+    (Bug::CommitsUnverified, 56),
     (Bug::PromisesBeforeWrites, 0),
-    (Bug::ActsOnIntention, 14),
-    (Bug::SealsPending, 2),
-    (Bug::TakesSecondBestSource, 79),
-    (Bug::InstallsTwice, 0),
-    (Bug::InstallsOnWriteQuorum, 23),
-    (Bug::IgnoresLame, 0),
-    (Bug::CreatesAgain, 313),
-    (Bug::ReusesSession, 0),
-    (Bug::ForgetsFloor, 29),
+    (Bug::ActsOnIntention, 13),
+    (Bug::SealsPending, 3),
+    (Bug::TakesSecondBestSource, 357),
+    (Bug::InstallsTwice, 2),
+    (Bug::InstallsOnWriteQuorum, 7),
+    (Bug::IgnoresLame, 5),
+    (Bug::ReusesSession, 1),
     (Bug::LosesItselfAfterSwap, 10),
-    (Bug::LosesItselfAtHigherEpoch, 280),
+    (Bug::LosesItselfAtHigherEpoch, 975),
     (Bug::GivesUpOnGlance, 6),
     (Bug::AnswersOnWish, 0),
     (Bug::DrainLeavesOne, 7),
     (Bug::MoveDropsFirst, 6),
     (Bug::RoutesUnchecked, 4144),
+    (Bug::ForgetsFloor, 29),
+    (Bug::ServesUnrecorded, 10),
+    (Bug::TrustsOlderDisk, 10),
+    (Bug::RecordsAnyLife, 582),
+    (Bug::PinsWithoutOverlay, 1),
+    (Bug::ContinuesElsewhere, 0),
 ];
+
+/// Bugs that whole clusters no longer show: since a server that has lost its disk takes no order before the register knows its new life
+/// (R26), a create that comes late is not taken at all. Machine tests show them (`core/src/replica/tests/planted.rs`).
+const MASKED: &[Bug] = &[Bug::CreatesAgain];
 
 /// Seeds that failed once: for a bug of the protocol, of the controller, or of a check. A later change of the swarm makes other runs of
 /// them; what each found has a test of its own where it was fixed.
@@ -52,7 +60,7 @@ fn fails(start: u64, planted: Planted) -> bool {
 
 #[test]
 fn every_planted_bug_is_listed() {
-    let listed: BTreeSet<&str> = SHOWS_AT.iter().map(|(bug, _)| bug.name()).collect();
+    let listed: BTreeSet<&str> = SHOWS_AT.iter().map(|(bug, _)| bug).chain(MASKED).map(|bug| bug.name()).collect();
     let all: BTreeSet<&str> = Bug::ALL.iter().map(|bug| bug.name()).collect();
     assert_eq!(listed, all);
 }

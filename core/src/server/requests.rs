@@ -140,7 +140,6 @@ impl ServerMachine {
                 (shard, kind)
             }
         };
-        let kind = kind.and_then(|kind| if self.takes_part() { Ok(kind) } else { Err(RequestError::ShardUnavailable(name.clone())) });
         let accepted = kind.and_then(|kind| self.shard_named(&name).map(|shard| (shard, kind))).and_then(|accepted| {
             let full = self.own.requests.len() >= self.context.settings.requests_max;
             if full { Err(RequestError::Overloaded) } else { Ok(accepted) }
@@ -184,6 +183,10 @@ impl ServerMachine {
     fn attempt(&mut self, token: Token, out: &mut Vec<ServerEffect>) {
         let retry_at = self.now + self.context.settings.request_retry_after;
         self.own.set_due(token, retry_at);
+        // It waits until the register is known to have recorded this life (R26).
+        if !self.takes_part() {
+            return;
+        }
         let Some(OwnRequest { shard, kind, .. }) = self.own.requests.get(&token).cloned() else { return };
         let own = NodeId::Server(self.id());
         let life = self.config.incarnation;

@@ -25,7 +25,7 @@ pub fn spelled(call: &Call) -> Spelled {
     let plain = Spelled { method: call.method.clone(), path: call.path.clone(), body: body.clone().into() };
     match sum % 8 {
         0 => Spelled { path: format!("/{}", call.path), ..plain },
-        1 => Spelled { path: format!("{}/", call.path), ..plain },
+        1 if !call.path.contains('?') => Spelled { path: format!("{}/", call.path), ..plain },
         2 if call.method == Method::DELETE => Spelled { method: Method::POST, ..plain },
         3 if !body.is_empty() => Spelled { body: format!("\u{feff}{body}").into(), ..plain },
         4 if !body.is_empty() => Spelled { body: with_decimals(&call.body).into(), ..plain },

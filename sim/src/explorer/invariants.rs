@@ -1,5 +1,6 @@
 //! The invariants I1 to I6 (DESIGN 4), watched from outside the machines: by what they write, send and answer, and by what the disks
 //! hold, those of dead processes included. Each step costs what it changed, never what there is. Changes nothing in the run.
+//! It is over 800 lines: each check needs what the others keep of logs, configurations and losses.
 //!
 //! - I1: the register's writes are compared, one by one ([`Checks::on_cas`]); nobody leads an epoch that is another's.
 //! - I2: every entry that any log ever takes is kept by (epoch, index) with the one before it, and compared.
